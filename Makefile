@@ -1,0 +1,41 @@
+# make demo   sets up what is missing, builds, and shows the product doing its main job
+# make test   sets up what is missing, and passes the tests
+CARGO_TARGET_DIR ?= $(CURDIR)/target
+export CARGO_TARGET_DIR
+export PATH := $(HOME)/.cargo/bin:$(PATH)
+# Where the example functions lie once built; the demo and the tests take them from here.
+export BUS_COMPONENTS ?= $(CURDIR)/guest-examples/target/components
+BUS := $(CARGO_TARGET_DIR)/release/bus
+FUZZ_SECONDS ?= 60
+SECONDS ?= 10
+
+.PHONY: demo test bench fuzz guests release setup fix
+
+demo: guests release
+	$(BUS) demo
+
+test: guests
+	cargo build --workspace --bins
+	cargo test --workspace
+
+# The figures of the README, each beside the machine's own limit, against a broker of their own.
+bench: guests release
+	BUS=$(BUS) BENCH_SECONDS=$(SECONDS) tests/bench.sh
+
+# Mutated frames, requests and batches into every decoder that meets untrusted bytes.
+fuzz: setup
+	FUZZ_SECONDS=$(FUZZ_SECONDS) cargo test --release -p bus-tests --test fuzz -- --nocapture
+
+guests: setup
+	env -u CARGO_TARGET_DIR -u RUSTFLAGS guest-examples/build.sh --quiet
+
+release: setup
+	cargo build --release -p bus
+
+setup:
+	@tests/setup.sh
+
+fix:
+	cargo fmt
+	cd guest-examples && cargo fmt
+	cargo clippy --workspace --all-targets --fix --allow-dirty --allow-staged

@@ -1,0 +1,299 @@
+//! Starts a node, and stops it.
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use bus_function::FunctionHost;
+use bus_log::storage::DiskStorage;
+use bus_metadata::{Command, Metadata, Registration, controller};
+use bus_protocol::{Clock, SystemClock};
+use bus_transport::{Close, Endpoint, Identity, TrustStore};
+use tokio::sync::{Semaphore, watch};
+use tokio::task::JoinHandle;
+
+use crate::blobs::Blobs;
+use crate::data_dir::{DataDir, DataDirError};
+use crate::functions::Functions;
+use crate::groups::Groups;
+use crate::metrics::Metrics;
+use crate::node::Node;
+use crate::options::Options;
+use crate::peers::Peers;
+use crate::reconciler::Reconciler;
+use crate::{http, server};
+
+/// Threads that partitions run on: they wait for the disk, so more than there are cores.
+const DISK_THREADS: usize = 4;
+/// Threads that wait for a disk with nothing else to do: syncs, cold reads, openings.
+const DISK_WAITERS: usize = 64;
+/// Open files that a node asks the operating system for.
+const OPEN_FILES: u64 = 1 << 20;
+/// How long a stopping broker waits for what is under way.
+const STOP_WITHIN: Duration = Duration::from_secs(10);
+
+/// A running broker. Dropping it without [`Broker::shutdown`] is like killing it: nothing acknowledged is lost.
+pub struct Broker {
+    node: Arc<Node>,
+    endpoint: Endpoint,
+    address: String,
+    http: Option<SocketAddr>,
+    tasks: Vec<JoinHandle<()>>,
+    disk: Option<tokio::runtime::Runtime>,
+}
+
+/// Why a broker does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// A setting is out of range.
+    #[error("setting is not valid: {0}")]
+    Options(String),
+    /// The data folder cannot be used.
+    #[error(transparent)]
+    DataDir(#[from] DataDirError),
+    /// The socket, or what belongs to TLS.
+    #[error(transparent)]
+    Transport(#[from] bus_transport::Error),
+    /// This node's keys and certificate.
+    #[error(transparent)]
+    Identity(#[from] bus_transport::IdentityError),
+    /// The metrics port.
+    #[error("cannot listen on http://{address} for metrics: {error}: choose another with --http")]
+    Http {
+        /// Where.
+        address: SocketAddr,
+        /// Why.
+        error: std::io::Error,
+    },
+    /// The metadata.
+    #[error(transparent)]
+    Metadata(#[from] bus_metadata::Error),
+    /// The broker could not register.
+    #[error("the broker cannot register: {0}")]
+    Register(#[from] bus_metadata::ProposeError),
+    /// The function host.
+    #[error("the function host does not start: {0}")]
+    Functions(#[from] bus_function::Error),
+    /// The operating system refused something else.
+    #[error("{what}: {error}")]
+    Io {
+        /// What was tried.
+        what: &'static str,
+        /// Why not.
+        error: std::io::Error,
+    },
+}
+
+fn io(what: &'static str) -> impl FnOnce(std::io::Error) -> StartError {
+    move |error| StartError::Io { what, error }
+}
+
+impl Broker {
+    /// Starts a node. When it returns, clients are served, and every partition is open or known to be offline.
+    pub async fn start(options: Options) -> Result<Self, StartError> {
+        options.validate().map_err(StartError::Options)?;
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
+        let data = DataDir::open(&options.data, options.node_id, uuid::Uuid::new_v4)?;
+        // Refused limits are the operator's choice; opening files will say so where it matters.
+        if let Err(error) = rlimit::increase_nofile_limit(OPEN_FILES) {
+            tracing::warn!(%error, "the limit on open files could not be raised");
+        }
+        let listened = listen(&options, &data)?;
+        let http = match options.http {
+            Some(wanted) => {
+                Some(http::bind(wanted).await.map_err(|error| StartError::Http { address: wanted, error })?)
+            }
+            None => None,
+        };
+        let disk = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(DISK_THREADS)
+            .max_blocking_threads(DISK_WAITERS)
+            .thread_name("bus-disk")
+            .enable_time()
+            .build()
+            .map_err(io("the disk's threads"))?;
+        let metadata = Metadata::start(
+            options.metadata.clone(),
+            options.node_id,
+            &listened.address,
+            &data.metadata(),
+            Arc::new(Peers::new(listened.endpoint.clone())),
+        )
+        .await?;
+        let (endpoint, address, ca) = (listened.endpoint, listened.address, listened.ca);
+        let node = Arc::new(build(options, data, clock, metadata, disk.handle().clone())?);
+        register(&node, &address).await?;
+        sweep_blobs(&node);
+        let mut tasks = vec![tokio::spawn(Reconciler::new(Arc::clone(&node)).run())];
+        wait_until_served(&node).await;
+        TrustStore::user().publish(&address, &ca).unwrap_or_else(|error| {
+            tracing::warn!(%error, "the CA could not be left for this user's clients: pass them --ca");
+        });
+        let http = http.map(|(listener, address)| {
+            tasks.push(tokio::spawn(http::serve(listener, Arc::clone(&node))));
+            address
+        });
+        tasks.push(tokio::spawn(maintain(Arc::clone(&node))));
+        tasks.push(tokio::spawn(server::serve(endpoint.clone(), Arc::clone(&node))));
+        node.ready.store(true, Ordering::Release);
+        Ok(Self { node, endpoint, address, http, tasks, disk: Some(disk) })
+    }
+
+    /// `HOST:PORT`, as clients are told.
+    pub fn address(&self) -> &str {
+        &self.address
+    }
+
+    /// Where metrics are served.
+    pub fn http_address(&self) -> Option<SocketAddr> {
+        self.http
+    }
+
+    /// Stops: no new streams, functions commit their place, partitions sync and close. What was acknowledged is on
+    /// the disk in any case; what is not yet is answered or left unknown.
+    pub async fn shutdown(mut self) {
+        self.node.ready.store(false, Ordering::Release);
+        self.node.functions.stop_all().await;
+        self.node.stop.send_replace(true);
+        for task in self.tasks.drain(..) {
+            if tokio::time::timeout(STOP_WITHIN, task).await.is_err() {
+                tracing::warn!("a task of the broker did not end in time");
+            }
+        }
+        let mut clean = true;
+        for topic in self.node.topics.all().values() {
+            for partition in topic.led() {
+                if let Err(error) = partition.close().await {
+                    clean = false;
+                    tracing::warn!(topic = %topic.name, partition = partition.number(), %error, "not closed cleanly");
+                }
+            }
+        }
+        self.endpoint.close(Close::ShuttingDown);
+        self.endpoint.wait_idle().await;
+        self.node.metadata.shutdown().await;
+        if clean && let Err(error) = self.node.data.mark_clean() {
+            tracing::warn!(%error, "the clean stop could not be marked");
+        }
+        self.stop_disk();
+    }
+
+    fn stop_disk(&mut self) {
+        if let Some(disk) = self.disk.take() {
+            // Not a wait: a runtime may not be waited for from within another.
+            disk.shutdown_background();
+        }
+    }
+}
+
+impl Drop for Broker {
+    fn drop(&mut self) {
+        self.tasks.iter().for_each(JoinHandle::abort);
+        self.stop_disk();
+    }
+}
+
+struct Listened {
+    endpoint: Endpoint,
+    address: String,
+    ca: String,
+}
+
+fn listen(options: &Options, data: &DataDir) -> Result<Listened, StartError> {
+    let host = |address: &str| address.rsplit_once(':').map_or(address, |(host, _)| host).to_owned();
+    let mut hosts = vec![options.listen.ip().to_string()];
+    hosts.extend(options.advertise.as_deref().map(host));
+    let identity = Arc::new(Identity::load_or_create(&data.tls(), options.node_id, &hosts)?);
+    let endpoint = Endpoint::server(options.listen, Arc::clone(&identity), &options.transport)?;
+    let bound = endpoint.local_addr()?;
+    let address = options.advertise.clone().unwrap_or_else(|| bound.to_string());
+    Ok(Listened { endpoint, address, ca: identity.ca_pem().to_owned() })
+}
+
+fn build(
+    options: Options,
+    data: DataDir,
+    clock: Arc<dyn Clock>,
+    metadata: Metadata,
+    disk: tokio::runtime::Handle,
+) -> Result<Node, StartError> {
+    let cached = bus_function::Options { cache: Some(data.compiled()), ..options.functions.clone() };
+    let host = FunctionHost::new(cached, Arc::clone(&clock))?;
+    let blobs = Blobs::new(data.blobs());
+    let budget = Arc::new(Semaphore::new(options.produce_memory_bytes));
+    Ok(Node {
+        id: options.node_id,
+        functions: Functions::new(host, blobs.clone()),
+        groups: Groups::default(),
+        blobs,
+        metadata,
+        metrics: Metrics::new(),
+        topics: crate::topics::Topics::default(),
+        runtime: bus_replica::Runtime { disk, budget, clock: Arc::clone(&clock) },
+        logs: bus_log::Env::new(Arc::new(DiskStorage::default()), Arc::clone(&clock), options.log.clone()),
+        clock,
+        data,
+        reconciled: watch::Sender::new(0),
+        stop: watch::Sender::new(false),
+        ready: AtomicBool::new(false),
+        options,
+    })
+}
+
+/// Makes this node a broker of its cluster, with a new epoch.
+async fn register(node: &Node, address: &str) -> Result<(), StartError> {
+    node.metadata.bootstrap(node.data.cluster_id()).await?;
+    let registration = Registration {
+        node: node.id,
+        address: address.to_owned(),
+        rack: None,
+        directory: node.data.directory(),
+        clean: node.data.was_clean(),
+    };
+    let applied = node.metadata.propose(Command::RegisterBroker(registration)).await?;
+    let bus_metadata::Applied::Broker { epoch } = applied else {
+        unreachable!("a registration is answered with an epoch");
+    };
+    node.metadata.propose(Command::UnfenceBroker { node: node.id, epoch }).await?;
+    Ok(())
+}
+
+/// Removes the modules that no function is made of any more: leftovers of deleted functions and refused deployments.
+fn sweep_blobs(node: &Node) {
+    let kept: BTreeSet<String> = node.metadata.image().modules().iter().map(ToString::to_string).collect();
+    if let Err(error) = node.blobs.sweep(|name| kept.contains(name)) {
+        tracing::warn!(%error, "modules that are not in use were not removed");
+    }
+}
+
+/// Waits until the reconciler has seen an image in which nothing is left to elect.
+async fn wait_until_served(node: &Node) {
+    let mut reconciled = node.reconciled.subscribe();
+    loop {
+        let image = node.metadata.image();
+        if controller::decide(&image).is_none() {
+            // A gone sender means a broker that stops: nothing to wait for.
+            drop(reconciled.wait_for(|running| *running >= image.index()).await);
+            return;
+        }
+        if reconciled.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Retention, on all partitions, from time to time.
+async fn maintain(node: Arc<Node>) {
+    let mut ticks = tokio::time::interval(Duration::from_secs(node.options.retention_check_seconds));
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let stopping = node.stopping();
+    tokio::pin!(stopping);
+    loop {
+        tokio::select! {
+            _ = ticks.tick() => node.topics.all().values().flat_map(|topic| topic.led()).for_each(|partition| partition.maintain()),
+            () = &mut stopping => return,
+        }
+    }
+}

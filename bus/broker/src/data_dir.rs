@@ -1,0 +1,235 @@
+//! The folder that holds everything a node keeps.
+//!
+//! ```text
+//! bus-data/
+//!   lock                  held (flock) by the process that uses the folder
+//!   node.json             cluster id, node id, directory id: what this folder belongs to
+//!   clean                 there while the node is stopped, if it stopped cleanly
+//!   tls/                  CA, certificate, keys
+//!   metadata/             the Raft log and its snapshots (sled)
+//!   topics/NAME@ID/P/     one partition's log
+//!   blobs/SHA256          modules
+//!   compiled/             wasmtime's cache of them
+//! ```
+
+use std::fs::{self, File, TryLockError};
+use std::io::{self, Write as _};
+use std::path::{Path, PathBuf};
+
+use bus_metadata::DirectoryId;
+use bus_protocol::{NodeId, PartitionId, TopicId, TopicName};
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+/// A data folder, locked for as long as the value lives.
+#[derive(Debug)]
+pub(crate) struct DataDir {
+    root: PathBuf,
+    node: NodeFile,
+    was_clean: bool,
+    /// Dropped with the value: the operating system then lets the next process in.
+    _lock: File,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct NodeFile {
+    cluster_id: String,
+    node_id: NodeId,
+    /// Drawn when the folder was made: an emptied or replaced disk gets another.
+    directory_id: Uuid,
+}
+
+/// Why a data folder cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum DataDirError {
+    /// The operating system refused.
+    #[error("data directory {path}: {error}", path = .path.display())]
+    Io {
+        /// The file or folder.
+        path: PathBuf,
+        /// What it said.
+        error: io::Error,
+    },
+    /// Another process uses it.
+    #[error("data directory {path} is in use by another process: stop it, or choose another with --data", path = .path.display())]
+    InUse {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// It is another node's.
+    #[error("data directory {path} belongs to node {theirs}, not to node {ours}: pass --node-id {theirs}, or another --data", path = .path.display())]
+    OtherNode {
+        /// The folder.
+        path: PathBuf,
+        /// Whose it is.
+        theirs: NodeId,
+        /// Who asked.
+        ours: NodeId,
+    },
+    /// Its `node.json` cannot be read.
+    #[error("{path} is damaged: {why}: restore it from a copy, or start with an empty data directory", path = .path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
+}
+
+impl DataDir {
+    /// Opens `root` for `node_id`, and makes it where it is missing; `new_id` draws identities.
+    pub(crate) fn open(
+        root: &Path,
+        node_id: NodeId,
+        mut new_id: impl FnMut() -> Uuid,
+    ) -> Result<Self, DataDirError> {
+        let io = |path: &Path| {
+            let path = path.to_owned();
+            move |error| DataDirError::Io { path, error }
+        };
+        fs::create_dir_all(root).map_err(io(root))?;
+        // Relative paths would follow a later change of the working directory.
+        let root = root.canonicalize().map_err(io(root))?;
+        let lock_path = root.join("lock");
+        let lock = File::options()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(&lock_path)
+            .map_err(io(&lock_path))?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Err(DataDirError::InUse { path: root }),
+            Err(TryLockError::Error(error)) => return Err(DataDirError::Io { path: lock_path, error }),
+        }
+        let path = root.join("node.json");
+        let mut first = false;
+        let node = match fs::read(&path) {
+            Ok(bytes) => serde_json::from_slice::<NodeFile>(&bytes)
+                .map_err(|error| DataDirError::Damaged { path: path.clone(), why: error.to_string() })?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                first = true;
+                let node = NodeFile { cluster_id: new_id().to_string(), node_id, directory_id: new_id() };
+                let bytes = serde_json::to_vec_pretty(&node).map_err(|error| DataDirError::Io {
+                    path: path.clone(),
+                    error: io::Error::other(error),
+                })?;
+                write_atomically(&path, &bytes).map_err(io(&path))?;
+                node
+            }
+            Err(error) => return Err(DataDirError::Io { path, error }),
+        };
+        if node.node_id != node_id {
+            return Err(DataDirError::OtherNode { path: root, theirs: node.node_id, ours: node_id });
+        }
+        for folder in ["topics", "blobs", "metadata", "compiled", "tls"] {
+            let folder = root.join(folder);
+            fs::create_dir_all(&folder).map_err(io(&folder))?;
+        }
+        let was_clean = first || take_mark(&root).map_err(io(&root))?;
+        Ok(Self { root, node, was_clean, _lock: lock })
+    }
+
+    pub(crate) fn cluster_id(&self) -> &str {
+        &self.node.cluster_id
+    }
+
+    pub(crate) fn directory(&self) -> DirectoryId {
+        DirectoryId(self.node.directory_id.into_bytes())
+    }
+
+    /// Whether the node that used the folder last stopped cleanly; a first start is clean.
+    pub(crate) fn was_clean(&self) -> bool {
+        self.was_clean
+    }
+
+    /// Leaves word for the next start that all was synced and closed.
+    pub(crate) fn mark_clean(&self) -> io::Result<()> {
+        write_atomically(&self.root.join("clean"), b"")
+    }
+
+    pub(crate) fn tls(&self) -> PathBuf {
+        self.root.join("tls")
+    }
+
+    pub(crate) fn metadata(&self) -> PathBuf {
+        self.root.join("metadata")
+    }
+
+    pub(crate) fn blobs(&self) -> PathBuf {
+        self.root.join("blobs")
+    }
+
+    pub(crate) fn compiled(&self) -> PathBuf {
+        self.root.join("compiled")
+    }
+
+    pub(crate) fn topics(&self) -> PathBuf {
+        self.root.join("topics")
+    }
+
+    /// The folder of one partition's log.
+    pub(crate) fn partition(&self, topic: &TopicName, id: TopicId, partition: PartitionId) -> PathBuf {
+        self.topics().join(topic_folder(topic, id)).join(partition.to_string())
+    }
+}
+
+/// The folder of a topic's partitions below `topics/`. `@` cannot stand in a name, so no two topics share one.
+pub(crate) fn topic_folder(topic: &TopicName, id: TopicId) -> String {
+    format!("{topic}@{id}")
+}
+
+/// Takes the mark of a clean stop away, for good: a crash from here on is one.
+fn take_mark(root: &Path) -> io::Result<bool> {
+    match fs::remove_file(root.join("clean")) {
+        Ok(()) => File::open(root)?.sync_all().map(|()| true),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// Writes a file so that a crash leaves the old one or the new one, and the new one for good once this returns.
+pub(crate) fn write_atomically(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let temporary = path.with_extension("tmp");
+    let mut file = File::create(&temporary)?;
+    file.write_all(bytes)?;
+    file.sync_all()?;
+    fs::rename(&temporary, path)?;
+    match path.parent() {
+        Some(folder) => File::open(folder)?.sync_all(),
+        None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_folder_is_one_nodes_and_one_processs() {
+        let temp = tempfile::tempdir().unwrap();
+        let root = temp.path().join("data");
+        let mut ids = 0;
+        let mut draw = || {
+            ids += 1;
+            Uuid::from_u128(ids)
+        };
+        let first = DataDir::open(&root, 1, &mut draw).unwrap();
+        assert!(matches!(DataDir::open(&root, 1, &mut draw), Err(DataDirError::InUse { .. })));
+        let cluster = first.cluster_id().to_owned();
+        assert!(first.was_clean());
+        first.mark_clean().unwrap();
+        drop(first);
+        assert!(matches!(
+            DataDir::open(&root, 2, &mut draw),
+            Err(DataDirError::OtherNode { theirs: 1, ours: 2, .. })
+        ));
+        let second = DataDir::open(&root, 1, &mut draw).unwrap();
+        assert!(second.was_clean());
+        assert_eq!(second.cluster_id(), cluster);
+        drop(second);
+        assert!(!DataDir::open(&root, 1, &mut draw).unwrap().was_clean(), "it was not closed cleanly");
+        fs::write(root.join("node.json"), "{").unwrap();
+        assert!(matches!(DataDir::open(&root, 1, &mut draw), Err(DataDirError::Damaged { .. })));
+    }
+}

@@ -1,0 +1,256 @@
+//! Committed offsets, kept in `__groups`: one coordinator task for each partition of it that this node leads.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use bus_coordinator::{Commit, GROUPS_TOPIC, Record, partition_of};
+use bus_protocol::batch::{BatchBuilder, Compression};
+use bus_protocol::produce::Acks;
+use bus_protocol::{Clock, ErrorCode, Offset, PartitionId, TopicName, WireError};
+use bus_replica::Partition;
+use tokio::sync::{mpsc, oneshot};
+
+use crate::handler::topics::ensure;
+use crate::node::Node;
+use crate::refusal::Refusal as _;
+
+/// Requests that wait for one coordinator.
+const QUEUE: usize = 1_024;
+/// Requests whose records share one append.
+const GROUP: usize = 128;
+/// Bytes of records after which a snapshot goes on in another batch.
+const SNAPSHOT_BATCH_BYTES: usize = 1 << 20;
+/// Bytes of log read at once while a coordinator is loaded.
+const LOAD_BYTES: usize = 1 << 20;
+
+/// What a group has committed, as it travels.
+pub(crate) type Offsets = Vec<(TopicName, PartitionId, Offset)>;
+
+/// The coordinators that run here, made when first asked for.
+#[derive(Default)]
+pub(crate) struct Groups {
+    coordinators: Mutex<HashMap<PartitionId, mpsc::Sender<Operation>>>,
+}
+
+enum Operation {
+    Commit { group: String, commits: Vec<Commit>, done: oneshot::Sender<Result<(), WireError>> },
+    Committed { group: String, answer: oneshot::Sender<Offsets> },
+}
+
+impl Groups {
+    /// Commits offsets; durable when this returns.
+    pub(crate) async fn commit(&self, node: &Node, group: &str, offsets: Offsets) -> Result<(), WireError> {
+        let commits = offsets
+            .into_iter()
+            .map(|(topic, partition, offset)| {
+                let topic_id = node.topics.get(&topic)?.id;
+                Ok(Commit { topic, topic_id, partition, offset })
+            })
+            .collect::<Result<_, WireError>>()?;
+        self.ask(node, group, |done| Operation::Commit { group: group.to_owned(), commits, done }).await?
+    }
+
+    /// What the group has committed, for topics that still exist.
+    pub(crate) async fn committed(&self, node: &Node, group: &str) -> Result<Offsets, WireError> {
+        self.ask(node, group, |answer| Operation::Committed { group: group.to_owned(), answer }).await
+    }
+
+    async fn ask<T>(
+        &self,
+        node: &Node,
+        group: &str,
+        operation: impl FnOnce(oneshot::Sender<T>) -> Operation,
+    ) -> Result<T, WireError> {
+        let coordinator = self.coordinator(node, group)?;
+        let (sender, answer) = oneshot::channel();
+        let moved = || WireError::new(ErrorCode::NotLeader, "the group's coordinator moved: try again");
+        coordinator.send(operation(sender)).await.map_err(|_| moved())?;
+        answer.await.map_err(|_| moved())
+    }
+
+    /// Makes the internal topic where it is missing. Not for the reconciler, nor for what it waits for: the
+    /// making waits for the reconciler.
+    pub(crate) async fn ensure_topic(node: &Arc<Node>) -> Result<(), WireError> {
+        ensure(node, &topic_name()?, node.options.groups_partitions).await
+    }
+
+    fn coordinator(&self, node: &Node, group: &str) -> Result<mpsc::Sender<Operation>, WireError> {
+        let topic = node.topics.get(&topic_name()?)?;
+        let partitions = topic.partitions.load().len() as u32;
+        let number = partition_of(group, partitions);
+        let partition = topic.partition(number)?;
+        let mut coordinators = self.coordinators.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(running) = coordinators.get(&number).filter(|running| !running.is_closed()) {
+            return Ok(running.clone());
+        }
+        let (sender, operations) = mpsc::channel(QUEUE);
+        let groups = bus_coordinator::Groups::new(node.options.groups.clone())
+            .map_err(|error| WireError::new(error.code(), error.to_string()))?;
+        let (clock, topics) = (Arc::clone(&node.clock), node.topics.clone());
+        let coordinator = Coordinator { partition, groups, clock, topics, log_bytes: 0, operations };
+        let disk = node.runtime.disk.clone();
+        tokio::spawn(coordinator.run(disk));
+        coordinators.insert(number, sender.clone());
+        Ok(sender)
+    }
+}
+
+fn topic_name() -> Result<TopicName, WireError> {
+    TopicName::new(GROUPS_TOPIC).map_err(|error| WireError::new(ErrorCode::Internal, error.to_string()))
+}
+
+/// One partition of `__groups`, and the state that its log spells.
+struct Coordinator {
+    partition: Partition,
+    groups: bus_coordinator::Groups,
+    clock: Arc<dyn Clock>,
+    topics: crate::topics::Topics,
+    /// How much the log has grown since the last snapshot.
+    log_bytes: u64,
+    operations: mpsc::Receiver<Operation>,
+}
+
+impl Coordinator {
+    /// Loads the state, then serves until the partition closes. Whoever asks while it fails is told to try again.
+    async fn run(mut self, disk: tokio::runtime::Handle) {
+        if let Err(error) = self.load(disk).await {
+            tracing::error!(%error, "the groups' log cannot be read");
+            return;
+        }
+        let mut operations = Vec::with_capacity(GROUP);
+        while self.operations.recv_many(&mut operations, GROUP).await > 0 {
+            if let Err(error) = self.serve(&mut operations).await {
+                tracing::warn!(%error, "a group's coordinator ends");
+                return;
+            }
+        }
+    }
+
+    async fn load(&mut self, disk: tokio::runtime::Handle) -> Result<(), WireError> {
+        let reader = self.partition.reader().clone();
+        let mut from = reader.log_start();
+        let end = self.partition.high_watermark();
+        while from < end {
+            let log = reader.clone();
+            let read = disk.spawn_blocking(move || log.read(from, LOAD_BYTES, end)).await;
+            let read = read.map_err(|error| WireError::new(ErrorCode::Internal, error.to_string()))?;
+            let read = read.map_err(|error| error.refusal())?;
+            for batch in read.chunks.into_iter().flat_map(bus_protocol::batch::split) {
+                let batch = batch.map_err(|error| error.refusal())?;
+                for record in batch.records().map_err(|error| error.refusal())? {
+                    let record = record.map_err(|error| error.refusal())?;
+                    let key = record.key.unwrap_or_default();
+                    self.groups
+                        .apply(&key, record.value.as_deref())
+                        .map_err(|error| WireError::new(error.code(), error.to_string()))?;
+                }
+            }
+            from = read.next_offset;
+        }
+        self.log_bytes = reader.size();
+        Ok(())
+    }
+
+    async fn serve(&mut self, operations: &mut Vec<Operation>) -> Result<(), WireError> {
+        let now = self.clock.timestamp();
+        let mut records = Vec::new();
+        let mut committed = Vec::new();
+        let mut asked = Vec::new();
+        for operation in operations.drain(..) {
+            match operation {
+                Operation::Commit { group, commits, done } => match self.groups.commit(&group, &commits, now)
+                {
+                    Ok(more) => {
+                        records.extend(more);
+                        committed.push(done);
+                    }
+                    // Whoever asked may be gone; the same below.
+                    Err(error) => drop(done.send(Err(WireError::new(error.code(), error.to_string())))),
+                },
+                Operation::Committed { group, answer } => asked.push((group, answer)),
+            }
+        }
+        let appended = self.append(&records, now).await;
+        for done in committed {
+            drop(done.send(appended.clone().map(drop)));
+        }
+        // Commits that came before a question in the queue are seen by it.
+        for (group, answer) in asked {
+            drop(answer.send(self.committed(&group)));
+        }
+        appended?;
+        if self.groups.wants_snapshot(self.log_bytes) {
+            self.snapshot(now).await?;
+        }
+        Ok(())
+    }
+
+    fn committed(&self, group: &str) -> Offsets {
+        let Some(offsets) = self.groups.committed(group) else { return Vec::new() };
+        let exists = |topic: &TopicName, id| self.topics.get(topic).is_ok_and(|topic| topic.id == id);
+        offsets
+            .iter()
+            .filter(|(partition, committed)| exists(&partition.topic, committed.topic_id))
+            .map(|(partition, committed)| (partition.topic.clone(), partition.partition, committed.offset))
+            .collect()
+    }
+
+    /// Appends records and, once they are committed, applies them. Answers with the offset of the first.
+    async fn append(
+        &mut self,
+        records: &[Record],
+        now: bus_protocol::Timestamp,
+    ) -> Result<Offset, WireError> {
+        if records.is_empty() {
+            return Ok(self.partition.high_watermark());
+        }
+        let mut batch = BatchBuilder::new(Compression::None);
+        for record in records {
+            batch.push(now, Some(&record.key), record.value.as_deref(), &[]);
+        }
+        let batch = batch.build_batch().map_err(|error| error.refusal())?;
+        self.log_bytes += batch.bytes().len() as u64;
+        let ticket = self.partition.append(batch, Acks::All).await.map_err(|error| error.refusal())?;
+        let ack = ticket.await.map_err(|error| error.refusal())?;
+        for record in records {
+            self.groups
+                .apply(&record.key, record.value.as_deref())
+                .map_err(|error| WireError::new(error.code(), error.to_string()))?;
+        }
+        Ok(ack.base_offset)
+    }
+
+    /// Writes the whole state again, and drops what lies before it: the log holds no more than the state needs.
+    async fn snapshot(&mut self, now: bus_protocol::Timestamp) -> Result<(), WireError> {
+        let topics = self.topics.clone();
+        let orphans = self
+            .groups
+            .delete_orphans(|topic, id| topics.get(topic).is_ok_and(|topic| topic.id == id))
+            .map_err(|error| WireError::new(error.code(), error.to_string()))?;
+        self.append(&orphans, now).await?;
+        let all: Vec<Record> = self
+            .groups
+            .snapshot()
+            .collect::<Result<_, _>>()
+            .map_err(|error| WireError::new(error.code(), error.to_string()))?;
+        let mut first = None;
+        let mut rest = all.as_slice();
+        self.log_bytes = 0;
+        while !rest.is_empty() {
+            let mut bytes = 0;
+            let count = rest
+                .iter()
+                .take_while(|record| {
+                    bytes += record.key.len() + record.value.as_ref().map_or(0, |value| value.len());
+                    bytes <= SNAPSHOT_BATCH_BYTES
+                })
+                .count();
+            let (batch, later) = rest.split_at(count.max(1));
+            let base_offset = self.append(batch, now).await?;
+            first.get_or_insert(base_offset);
+            rest = later;
+        }
+        let keep_from = first.unwrap_or_else(|| self.partition.high_watermark());
+        self.partition.delete_before(keep_from).await.map_err(|error| error.refusal())
+    }
+}

@@ -1,0 +1,86 @@
+//! A request stream: one request, one answer.
+
+use std::sync::Arc;
+
+use bus_protocol::request::{Answer, BrokerInfo, ClusterInfo, Request, Response};
+use bus_protocol::{ErrorCode, WireError};
+use bus_transport::{RecvStream, SendStream};
+use bytes::Bytes;
+
+use super::{functions, topics};
+use crate::groups::Groups;
+use crate::node::Node;
+
+pub(crate) async fn serve(
+    node: &Arc<Node>,
+    mut send: SendStream,
+    mut recv: RecvStream,
+) -> Result<(), bus_transport::Error> {
+    let answer = match recv.read_frame::<Request>().await {
+        Ok(Some((request, payload))) => {
+            node.metrics.requests.increment(1);
+            answer(node, request, payload).await
+        }
+        Ok(None) => return Ok(()),
+        // A message of a newer client is no reason to leave it without a word.
+        Err(bus_transport::Error::Frame(error)) => {
+            Err(WireError::new(ErrorCode::InvalidRequest, format!("the request cannot be read: {error}")))
+        }
+        Err(error) => return Err(error),
+    };
+    if let Err(refused) = &answer {
+        tracing::debug!(code = ?refused.code, error = %refused, "request refused");
+    }
+    send.write_frame(&answer, &[]).await?;
+    send.finish()
+}
+
+async fn answer(node: &Arc<Node>, request: Request, payload: Bytes) -> Answer {
+    match request {
+        Request::Cluster => Ok(Response::Cluster(cluster(node))),
+        Request::Topics { topics: wanted } => topics::list(node, wanted),
+        Request::CreateTopic(wanted) => topics::create(node, wanted).await,
+        Request::AlterTopic { topic, partitions, config } => {
+            topics::alter(node, topic, partitions, config).await
+        }
+        Request::DeleteTopic { topic } => topics::delete(node, topic).await,
+        Request::DescribePartitions { topic } => topics::describe(node, &topic),
+        Request::ListOffsets { topic, partitions, position } => {
+            topics::list_offsets(node, &topic, &partitions, position).await
+        }
+        Request::DeployFunction(spec) => functions::deploy(node, spec, payload).await,
+        Request::ListFunctions { name } => functions::list(node, name.as_deref()),
+        Request::FunctionLogs { name, after } => functions::logs(node, &name, after),
+        Request::DeleteFunction { name } => functions::delete(node, name).await,
+        Request::CommitOffsets { group, offsets } => {
+            Groups::ensure_topic(node).await?;
+            node.groups.commit(node, &group, offsets).await.map(|()| Response::Done)
+        }
+        Request::CommittedOffsets { group } => {
+            Groups::ensure_topic(node).await?;
+            node.groups.committed(node, &group).await.map(Response::CommittedOffsets)
+        }
+        other => {
+            Err(WireError::new(ErrorCode::InvalidRequest, format!("this version does not serve {other:?}")))
+        }
+    }
+}
+
+fn cluster(node: &Node) -> ClusterInfo {
+    let image = node.metadata.image();
+    let brokers = image
+        .brokers()
+        .map(|broker| BrokerInfo {
+            node: broker.node,
+            address: broker.address.clone(),
+            fenced: broker.fenced,
+        })
+        .collect();
+    ClusterInfo {
+        cluster_id: image.cluster_id().unwrap_or_default().to_owned(),
+        node: node.id,
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        controller: node.metadata.leader(),
+        brokers,
+    }
+}

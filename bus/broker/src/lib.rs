@@ -1,0 +1,36 @@
+//! Joins the crates below into a node of the cluster.
+//!
+//! ```text
+//!   server ── stream ──▶ handler/produce ▶ ingest (functions: transforms) ▶ replica ▶ log
+//!     │                  handler/fetch   ◀──────────────────────────────── log reader, high watermark
+//!     │                  handler/request ▶ metadata: propose ▶ image
+//!     │                                                          │ watch
+//!     └─ connection                            reconciler: start and stop until what runs is what it says
+//!                                                │            │
+//!                                             topics       functions ▶ processors ▶ ingest, groups
+//! ```
+//!
+//! The control plane is the reconciler: nothing is started because a request came, but because the committed
+//! image says so; a request waits until that has happened. Not here: the formats (protocol), QUIC (transport), what a
+//! leader decides (replica), Raft (metadata), the sandbox (function).
+
+mod blobs;
+mod broker;
+mod data_dir;
+mod functions;
+mod groups;
+mod handler;
+mod http;
+mod ingest;
+mod metrics;
+mod node;
+mod options;
+mod peers;
+mod reconciler;
+mod refusal;
+mod server;
+mod topics;
+
+pub use broker::{Broker, StartError};
+pub use data_dir::DataDirError;
+pub use options::Options;

@@ -1,0 +1,88 @@
+//! The settings of a broker, as `bus.toml` holds them.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use bus_protocol::NodeId;
+use serde::{Deserialize, Serialize};
+
+/// Settings of one broker. All have defaults that work: a single node with its data in `./bus-data`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Options {
+    /// This node's id in its cluster, from 1.
+    pub node_id: NodeId,
+    /// The folder that holds everything this node keeps. Made where it is missing.
+    pub data: PathBuf,
+    /// Where clients and brokers reach it, over UDP. Port 0 takes a free one.
+    pub listen: SocketAddr,
+    /// The `HOST:PORT` that it tells others; `listen` unless said.
+    pub advertise: Option<String>,
+    /// Where `/metrics`, `/healthz` and `/readyz` are served, over TCP; nowhere if `None`. Port 0 takes a free one.
+    pub http: Option<SocketAddr>,
+    /// How often retention looks for old segments, in seconds.
+    pub retention_check_seconds: u64,
+    /// Bytes of batches that may be on their way to the disks at once, over all partitions.
+    pub produce_memory_bytes: usize,
+    /// Partitions of the internal topic that holds committed offsets, when it is first made.
+    pub groups_partitions: u32,
+    /// The transport's limits.
+    pub transport: bus_transport::Options,
+    /// The settings of all logs.
+    pub log: bus_log::Options,
+    /// The limits of the groups' coordinators.
+    pub groups: bus_coordinator::Options,
+    /// The metadata's timing.
+    pub metadata: bus_metadata::Options,
+    /// The function host's limits.
+    pub functions: bus_function::Options,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            node_id: 1,
+            data: PathBuf::from("bus-data"),
+            listen: SocketAddr::from(([127, 0, 0, 1], 9440)),
+            advertise: None,
+            http: Some(SocketAddr::from(([127, 0, 0, 1], 9441))),
+            retention_check_seconds: 30,
+            produce_memory_bytes: 64 << 20,
+            groups_partitions: 8,
+            transport: bus_transport::Options::default(),
+            log: bus_log::Options::default(),
+            groups: bus_coordinator::Options::default(),
+            metadata: bus_metadata::Options::default(),
+            functions: bus_function::Options::default(),
+        }
+    }
+}
+
+impl Options {
+    /// Checks the ranges; the error is a sentence for the operator.
+    pub fn validate(&self) -> Result<(), String> {
+        if self.node_id == 0 {
+            return Err("node_id must be at least 1".into());
+        }
+        if self.retention_check_seconds == 0 {
+            return Err("retention_check_seconds must be at least 1".into());
+        }
+        if self.produce_memory_bytes < bus_protocol::limits::MAX_MESSAGE_BYTES {
+            return Err(format!(
+                "produce_memory_bytes must hold the largest batch: at least {}",
+                bus_protocol::limits::MAX_MESSAGE_BYTES
+            ));
+        }
+        if u32::try_from(self.produce_memory_bytes).is_err() {
+            return Err("produce_memory_bytes must be under 4 GiB".into());
+        }
+        if self.groups_partitions == 0 || self.groups_partitions > 1_000 {
+            return Err("groups_partitions must be 1 to 1000".into());
+        }
+        self.transport.validate().map_err(|error| error.to_string())?;
+        self.log.validate().map_err(|error| error.to_string())?;
+        self.groups.validate().map_err(|error| error.to_string())?;
+        self.metadata.validate().map_err(|error| error.to_string())?;
+        self.functions.validate().map_err(|error| error.to_string())
+    }
+}

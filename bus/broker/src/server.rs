@@ -1,0 +1,90 @@
+//! Accepts connections and streams, and gives each stream to the handler of its kind.
+
+use std::sync::Arc;
+
+use bus_protocol::{ErrorCode, NodeId, StreamKind, WireError, limits};
+use bus_transport::{Connection, Endpoint, Opening};
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+
+use crate::handler;
+use crate::node::Node;
+
+/// Serves until the broker stops; then no stream is served any more.
+pub(crate) async fn serve(endpoint: Endpoint, node: Arc<Node>) {
+    let places = Arc::new(Semaphore::new(limits::CONNECTIONS));
+    let mut connections = JoinSet::new();
+    let stopping = node.stopping();
+    tokio::pin!(stopping);
+    loop {
+        tokio::select! {
+            incoming = endpoint.accept() => {
+                let Some(incoming) = incoming else { break };
+                let Ok(place) = Arc::clone(&places).try_acquire_owned() else {
+                    tracing::warn!(limit = limits::CONNECTIONS, "connection refused: too many");
+                    incoming.refuse();
+                    continue;
+                };
+                let node = Arc::clone(&node);
+                connections.spawn(async move {
+                    match incoming.accept().await {
+                        Ok(connection) => serve_connection(connection, node).await,
+                        Err(error) => tracing::debug!(%error, "handshake failed"),
+                    }
+                    drop(place);
+                });
+            }
+            Some(_) = connections.join_next(), if !connections.is_empty() => {}
+            () = &mut stopping => break,
+        }
+    }
+}
+
+async fn serve_connection(connection: Connection, node: Arc<Node>) {
+    node.metrics.connections.increment(1.0);
+    let peer = connection.peer_node();
+    // Streams end with their connection.
+    let mut streams = JoinSet::new();
+    loop {
+        tokio::select! {
+            stream = connection.accept() => match stream {
+                Ok(opening) => {
+                    let node = Arc::clone(&node);
+                    streams.spawn(async move {
+                        if let Err(error) = serve_stream(opening, peer, &node).await {
+                            tracing::debug!(%error, "stream ended");
+                        }
+                    });
+                }
+                Err(error) => {
+                    tracing::debug!(%error, "connection ended");
+                    break;
+                }
+            },
+            Some(_) = streams.join_next(), if !streams.is_empty() => {}
+        }
+    }
+    node.metrics.connections.decrement(1.0);
+}
+
+async fn serve_stream(
+    opening: Opening,
+    peer: Option<NodeId>,
+    node: &Arc<Node>,
+) -> Result<(), bus_transport::Error> {
+    let (kind, mut send, recv) = opening.accept().await?;
+    match kind {
+        StreamKind::Request => handler::request::serve(node, send, recv).await,
+        StreamKind::Produce => handler::produce::serve(node, send, recv).await,
+        StreamKind::Fetch => handler::fetch::serve(node, send, recv).await,
+        StreamKind::Discard => bus_transport::drain(send, recv).await.map(drop),
+        // The peer's certificate is of this cluster's CA, or there is none: only brokers have one.
+        StreamKind::Metadata if peer.is_some() => handler::metadata::serve(node, send, recv).await,
+        StreamKind::Metadata => {
+            let refused =
+                WireError::new(ErrorCode::Unauthorized, "metadata streams are for the cluster's brokers");
+            send.write_frame(&refused, &[]).await?;
+            send.finish()
+        }
+    }
+}

@@ -1,0 +1,175 @@
+//! `bus start`.
+
+use std::net::{SocketAddr, ToSocketAddrs as _};
+use std::path::{Path, PathBuf};
+
+use anyhow::Context as _;
+use bus_broker::{Broker, Options};
+use clap::Args;
+use tokio::io::AsyncReadExt as _;
+
+use crate::interrupt::Interrupt;
+use crate::output;
+
+/// Run a broker
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  bus start                                     # a single node, data in ./bus-data
+  bus start --data /var/lib/bus --listen 0.0.0.0:9440 --advertise bus.example.org:9440
+  bus start --config bus.toml
+  BUS_LOG=info bus start
+
+Prints one line when it is ready. SIGTERM and Ctrl-C flush and end with 0. What is acknowledged is on the disk in any case.")]
+pub(crate) struct Start {
+    /// Settings, as TOML; flags have the last word
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// This broker's id, from 1 [default: 1]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    node_id: Option<u64>,
+    /// Where everything is kept [default: ./bus-data]
+    #[arg(long, value_name = "DIR")]
+    data: Option<PathBuf>,
+    /// Where clients reach it, over UDP; port 0 takes a free one [default: 127.0.0.1:9440]
+    #[arg(long, value_name = "HOST:PORT", value_parser = address)]
+    listen: Option<SocketAddr>,
+    /// What it tells clients to connect to [default: where it listens]
+    #[arg(long, value_name = "HOST:PORT")]
+    advertise: Option<String>,
+    /// Where /metrics, /healthz and /readyz are served, over TCP; `none` for nowhere [default: 127.0.0.1:9441]
+    #[arg(long, value_name = "HOST:PORT|none", value_parser = address_or_none)]
+    http: Option<Http>,
+    /// End when stdin closes: for a program that must not leave a broker behind
+    #[arg(long, hide = true)]
+    until_stdin_closes: bool,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Http(Option<SocketAddr>);
+
+fn address(text: &str) -> Result<SocketAddr, String> {
+    let wrong = |why: String| format!("{why}: write HOST:PORT, as in 127.0.0.1:9440");
+    let mut found = text.to_socket_addrs().map_err(|error| wrong(error.to_string()))?;
+    found.next().ok_or_else(|| wrong("no such address".into()))
+}
+
+fn address_or_none(text: &str) -> Result<Http, String> {
+    if text == "none" { Ok(Http(None)) } else { address(text).map(|address| Http(Some(address))) }
+}
+
+pub(crate) async fn run(args: Start, interrupt: Interrupt) -> anyhow::Result<()> {
+    let until_stdin_closes = args.until_stdin_closes;
+    let options = options(args)?;
+    serve(options, "", until_stdin_closes, &interrupt).await
+}
+
+/// The settings: defaults, then the file, then the flags.
+fn options(args: Start) -> anyhow::Result<Options> {
+    let mut options = match &args.config {
+        Some(file) => {
+            let text =
+                std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
+            parse(&text).with_context(|| file.display().to_string())?
+        }
+        None => Options::default(),
+    };
+    if let Some(node_id) = args.node_id {
+        options.node_id = node_id;
+    }
+    if let Some(data) = args.data {
+        options.data = data;
+    }
+    if let Some(listen) = args.listen {
+        options.listen = listen;
+    }
+    if let Some(Http(http)) = args.http {
+        options.http = http;
+    }
+    options.advertise = args.advertise.or(options.advertise);
+    Ok(options)
+}
+
+/// Parses a settings file; an error names the line, and for a misspelt setting the nearest that exists.
+fn parse(text: &str) -> anyhow::Result<Options> {
+    toml::from_str(text).map_err(|error: toml::de::Error| {
+        let line = error.span().map_or(1, |span| text[..span.start.min(text.len())].lines().count().max(1));
+        let mut why = error.message().to_owned();
+        if let Some(nearest) = nearest(&why) {
+            why = format!("{}: did you mean {nearest}?", why.split(", expected").next().unwrap_or(&why));
+        }
+        anyhow::anyhow!("line {line}: {why}")
+    })
+}
+
+/// Of "unknown field `x`, expected one of `a`, `b`": the name nearest to `x`.
+fn nearest(message: &str) -> Option<String> {
+    let mut names = message.strip_prefix("unknown field ")?.split('`').skip(1).step_by(2);
+    let wrong = names.next()?;
+    names
+        .map(|name| (strsim::normalized_damerau_levenshtein(wrong, name), name))
+        .filter(|(likeness, _)| *likeness > 0.5)
+        .max_by(|a, b| a.0.total_cmp(&b.0))
+        .map(|(_, name)| name.to_owned())
+}
+
+/// Runs a broker until the user interrupts; `note` stands behind the line that says that it is ready.
+pub(crate) async fn serve(
+    options: Options,
+    note: &str,
+    until_stdin_closes: bool,
+    interrupt: &Interrupt,
+) -> anyhow::Result<()> {
+    let (node, data) = (options.node_id, shown(&options.data));
+    let broker = tokio::select! {
+        broker = Broker::start(options) => broker?,
+        () = interrupt.wait() => return Ok(()),
+    };
+    let metrics =
+        broker.http_address().map(|http| format!(", metrics at http://{http}/metrics")).unwrap_or_default();
+    let ready = format!("ready: node {node} at {}{metrics}, data in {data}{note}", broker.address());
+    // A closed stdout does not stop a broker.
+    if let Err(error) = output::line(&ready) {
+        tracing::debug!(%error, "stdout is closed");
+    }
+    tokio::select! {
+        () = interrupt.wait() => {}
+        () = stdin_closed(), if until_stdin_closes => {}
+    }
+    broker.shutdown().await;
+    Ok(())
+}
+
+fn shown(data: &Path) -> String {
+    if data.is_relative() && !data.starts_with(".") {
+        return Path::new(".").join(data).display().to_string();
+    }
+    data.display().to_string()
+}
+
+async fn stdin_closed() {
+    let mut stdin = tokio::io::stdin();
+    let mut buffer = [0; 64];
+    while matches!(stdin.read(&mut buffer).await, Ok(1..)) {}
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_settings_file_is_strict_and_says_where() {
+        assert_eq!(parse("").unwrap(), Options::default());
+        assert_eq!(parse("node_id = 7\n").unwrap().node_id, 7);
+        let error = parse("node_id = 7\n\nlisen = \"127.0.0.1:1\"\n").unwrap_err().to_string();
+        assert_eq!(error, "line 3: unknown field `lisen`: did you mean listen?");
+        assert!(parse("node_id = \"x\"\n").unwrap_err().to_string().starts_with("line 1: invalid type"));
+        assert!(parse("= 7").unwrap_err().to_string().starts_with("line 1: "));
+    }
+
+    #[test]
+    fn addresses() {
+        assert_eq!(address("127.0.0.1:9440"), Ok(SocketAddr::from(([127, 0, 0, 1], 9440))));
+        assert!(address("9440").unwrap_err().contains("HOST:PORT"));
+        assert!(address_or_none("none").unwrap().0.is_none());
+    }
+}

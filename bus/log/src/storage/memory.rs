@@ -1,0 +1,382 @@
+//! A file system in memory that keeps `live` and `durable` apart: for tests and for the seeded simulation.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use super::{File, Storage};
+
+/// What a crash leaves of what was not synced.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Crash {
+    /// Nothing: the strictest power cut.
+    DropUnsynced,
+    /// Of each file a prefix of the writes since its last sync, the last of them torn at some byte; of each
+    /// folder a prefix of its changes. All chosen by the seed.
+    Torn(u64),
+    /// All: the process died and the machine lives on (`kill -9`).
+    ProcessOnly,
+}
+
+/// See the module. Cheap to clone: clones are the same disk. Handles from before a crash fail afterwards.
+#[derive(Clone, Default)]
+pub struct MemoryStorage {
+    state: Arc<Mutex<State>>,
+}
+
+#[derive(Default)]
+struct State {
+    live: BTreeMap<PathBuf, Node>,
+    durable: BTreeMap<PathBuf, Node>,
+    /// Changes to folders since they were synced, in order.
+    changes: Vec<Change>,
+    files: Vec<FileState>,
+    /// Raised by a crash: older handles are dead.
+    generation: u64,
+    /// Bytes that may still be written before the disk is full.
+    room: Option<u64>,
+    failing_syncs: u32,
+    reads: u64,
+    syncs: u64,
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Node {
+    Dir,
+    File(usize),
+}
+
+/// Entry `path` became `node`, or went.
+#[derive(Clone)]
+struct Change {
+    path: PathBuf,
+    node: Option<Node>,
+}
+
+#[derive(Default)]
+struct FileState {
+    live: Vec<u8>,
+    durable: Vec<u8>,
+    pending: Vec<Pending>,
+}
+
+enum Pending {
+    Write(u64, Vec<u8>),
+    Truncate(u64),
+}
+
+impl Pending {
+    fn apply(&self, bytes: &mut Vec<u8>, torn_at: Option<usize>) {
+        match self {
+            Self::Truncate(length) => bytes.resize(*length as usize, 0),
+            Self::Write(position, data) => {
+                let data = &data[..torn_at.unwrap_or(data.len()).min(data.len())];
+                let end = *position as usize + data.len();
+                if bytes.len() < end {
+                    bytes.resize(end, 0);
+                }
+                bytes[*position as usize..end].copy_from_slice(data);
+            }
+        }
+    }
+}
+
+struct MemoryFile {
+    state: Arc<Mutex<State>>,
+    id: usize,
+    generation: u64,
+}
+
+fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
+    state.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn not_found() -> io::Error {
+    io::ErrorKind::NotFound.into()
+}
+
+/// SplitMix64: the torn crash's choices, the same for the same seed.
+fn next_random(seed: &mut u64) -> u64 {
+    *seed = seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    let mut z = *seed;
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}
+
+impl MemoryStorage {
+    /// An empty disk without limit.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The machine (or the process) dies, and comes back with what `crash` leaves. Files that are open now
+    /// answer every call with an error from here on.
+    pub fn crash(&self, crash: Crash) {
+        let mut state = lock(&self.state);
+        state.generation += 1;
+        let mut seed = match crash {
+            Crash::ProcessOnly => return,
+            Crash::DropUnsynced => None,
+            Crash::Torn(seed) => Some(seed),
+        };
+        let changes = std::mem::take(&mut state.changes);
+        let kept = seed.as_mut().map_or(0, |seed| next_random(seed) as usize % (changes.len() + 1));
+        for change in changes.into_iter().take(kept) {
+            apply(&mut state.durable, change);
+        }
+        // An entry whose folder did not survive is not reachable.
+        let survivors = state.durable.clone();
+        state.durable.retain(|path, _| path.ancestors().skip(1).all(|dir| is_dir(&survivors, dir)));
+        state.live = state.durable.clone();
+        for file in &mut state.files {
+            let pending = std::mem::take(&mut file.pending);
+            if let Some(seed) = &mut seed {
+                let kept = next_random(seed) as usize % (pending.len() + 1);
+                for (n, operation) in pending.iter().take(kept).enumerate() {
+                    let torn = (n + 1 == kept).then(|| match operation {
+                        Pending::Write(_, data) => next_random(seed) as usize % (data.len() + 1),
+                        Pending::Truncate(_) => 0,
+                    });
+                    operation.apply(&mut file.durable, torn);
+                }
+            }
+            file.live = file.durable.clone();
+        }
+    }
+
+    /// The disk is full after `bytes` more (`None`: never).
+    pub fn set_room(&self, bytes: Option<u64>) {
+        lock(&self.state).room = bytes;
+    }
+
+    /// The next `count` syncs of files fail, and lose what they should have kept.
+    pub fn fail_syncs(&self, count: u32) {
+        lock(&self.state).failing_syncs = count;
+    }
+
+    /// How many times a file was read.
+    pub fn reads(&self) -> u64 {
+        lock(&self.state).reads
+    }
+
+    /// How many times a file or folder was synced.
+    pub fn syncs(&self) -> u64 {
+        lock(&self.state).syncs
+    }
+
+    /// A file's bytes as they are live, for tests that look or meddle.
+    pub fn contents(&self, path: &Path) -> Option<Vec<u8>> {
+        let state = lock(&self.state);
+        match state.live.get(path) {
+            Some(Node::File(id)) => Some(state.files[*id].live.clone()),
+            _ => None,
+        }
+    }
+
+    /// Puts other bytes in a file's place, durably: damage, as it were.
+    pub fn set_contents(&self, path: &Path, bytes: Vec<u8>) {
+        let mut state = lock(&self.state);
+        if let Some(Node::File(id)) = state.live.get(path).copied() {
+            state.files[id] = FileState { live: bytes.clone(), durable: bytes, pending: Vec::new() };
+        }
+    }
+
+    fn handle(&self, state: &State, id: usize) -> Arc<dyn File> {
+        Arc::new(MemoryFile { state: self.state.clone(), id, generation: state.generation })
+    }
+}
+
+fn is_dir(nodes: &BTreeMap<PathBuf, Node>, path: &Path) -> bool {
+    path.parent().is_none() || path.as_os_str().is_empty() || nodes.get(path) == Some(&Node::Dir)
+}
+
+fn apply(nodes: &mut BTreeMap<PathBuf, Node>, change: Change) {
+    match change.node {
+        Some(node) => nodes.insert(change.path, node),
+        None => nodes.remove(&change.path),
+    };
+}
+
+impl State {
+    fn change(&mut self, path: &Path, node: Option<Node>) {
+        let change = Change { path: path.to_owned(), node };
+        apply(&mut self.live, change.clone());
+        self.changes.push(change);
+    }
+
+    fn file(&mut self, handle: &MemoryFile) -> io::Result<&mut FileState> {
+        if handle.generation != self.generation {
+            return Err(io::Error::other("the machine crashed since this file was opened"));
+        }
+        Ok(&mut self.files[handle.id])
+    }
+
+    fn take_room(&mut self, wanted: usize) -> usize {
+        let Some(room) = &mut self.room else { return wanted };
+        let granted = wanted.min(*room as usize);
+        *room -= granted as u64;
+        granted
+    }
+}
+
+impl Storage for MemoryStorage {
+    fn open(&self, path: &Path) -> io::Result<Arc<dyn File>> {
+        let state = lock(&self.state);
+        match state.live.get(path) {
+            Some(Node::File(id)) => Ok(self.handle(&state, *id)),
+            _ => Err(not_found()),
+        }
+    }
+
+    fn create(&self, path: &Path) -> io::Result<Arc<dyn File>> {
+        let mut state = lock(&self.state);
+        if !path.parent().is_some_and(|dir| is_dir(&state.live, dir)) {
+            return Err(not_found());
+        }
+        if state.room == Some(0) {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        let id = state.files.len();
+        state.files.push(FileState::default());
+        state.change(path, Some(Node::File(id)));
+        Ok(self.handle(&state, id))
+    }
+
+    fn list(&self, dir: &Path) -> io::Result<Vec<String>> {
+        let state = lock(&self.state);
+        if !is_dir(&state.live, dir) {
+            return Err(not_found());
+        }
+        let inside = state.live.keys().filter(|path| path.parent() == Some(dir));
+        Ok(inside.filter_map(|path| Some(path.file_name()?.to_str()?.to_owned())).collect())
+    }
+
+    fn create_dir(&self, dir: &Path) -> io::Result<()> {
+        let mut state = lock(&self.state);
+        let mut missing: Vec<&Path> = dir.ancestors().take_while(|path| !is_dir(&state.live, path)).collect();
+        while let Some(path) = missing.pop() {
+            state.change(path, Some(Node::Dir));
+        }
+        Ok(())
+    }
+
+    fn sync_dir(&self, dir: &Path) -> io::Result<()> {
+        let mut state = lock(&self.state);
+        if !is_dir(&state.live, dir) {
+            return Err(not_found());
+        }
+        state.syncs += 1;
+        let (synced, kept) = std::mem::take(&mut state.changes)
+            .into_iter()
+            .partition(|change| change.path.parent() == Some(dir));
+        state.changes = kept;
+        let synced: Vec<Change> = synced;
+        synced.into_iter().for_each(|change| apply(&mut state.durable, change));
+        Ok(())
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        let mut state = lock(&self.state);
+        let node = *state.live.get(from).ok_or_else(not_found)?;
+        // A folder takes what is in it along, durably or not, as it does on a disk.
+        let moved: Vec<(PathBuf, PathBuf)> = match node {
+            Node::File(_) => Vec::new(),
+            Node::Dir => {
+                let below =
+                    state.live.keys().chain(state.durable.keys()).filter(|path| path.starts_with(from));
+                below
+                    .filter_map(|path| Some((path.clone(), to.join(path.strip_prefix(from).ok()?))))
+                    .filter(|(path, _)| path != from)
+                    .collect()
+            }
+        };
+        state.change(to, Some(node));
+        state.change(from, None);
+        for (old, new) in moved {
+            if let Some(node) = state.live.get(&old).copied() {
+                state.change(&new, Some(node));
+                state.change(&old, None);
+            }
+        }
+        Ok(())
+    }
+
+    fn remove_file(&self, path: &Path) -> io::Result<()> {
+        let mut state = lock(&self.state);
+        match state.live.get(path) {
+            Some(Node::File(_)) => {
+                state.change(path, None);
+                Ok(())
+            }
+            _ => Err(not_found()),
+        }
+    }
+
+    fn remove_dir(&self, dir: &Path) -> io::Result<()> {
+        let mut state = lock(&self.state);
+        if !is_dir(&state.live, dir) {
+            return Err(not_found());
+        }
+        let gone: Vec<PathBuf> = state.live.keys().filter(|path| path.starts_with(dir)).cloned().collect();
+        gone.iter().rev().for_each(|path| state.change(path, None));
+        Ok(())
+    }
+}
+
+impl File for MemoryFile {
+    fn read_at(&self, buffer: &mut [u8], position: u64) -> io::Result<usize> {
+        let mut state = lock(&self.state);
+        state.reads += 1;
+        let bytes = &state.file(self)?.live;
+        let start = (position as usize).min(bytes.len());
+        let length = buffer.len().min(bytes.len() - start);
+        buffer[..length].copy_from_slice(&bytes[start..start + length]);
+        Ok(length)
+    }
+
+    fn write_at(&self, parts: &[&[u8]], position: u64) -> io::Result<()> {
+        let mut state = lock(&self.state);
+        state.file(self)?;
+        let mut data = parts.concat();
+        let wanted = data.len();
+        let granted = state.take_room(wanted);
+        data.truncate(granted);
+        let file = state.file(self)?;
+        let write = Pending::Write(position, data);
+        write.apply(&mut file.live, None);
+        file.pending.push(write);
+        if granted < wanted { Err(io::ErrorKind::StorageFull.into()) } else { Ok(()) }
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        let mut state = lock(&self.state);
+        state.syncs += 1;
+        state.file(self)?;
+        let fails = state.failing_syncs > 0;
+        state.failing_syncs = state.failing_syncs.saturating_sub(1);
+        let file = state.file(self)?;
+        let pending = std::mem::take(&mut file.pending);
+        if fails {
+            // As Linux does: the pages are marked clean, and the next sync would say all is well.
+            return Err(io::Error::other("input/output error"));
+        }
+        pending.iter().for_each(|operation| operation.apply(&mut file.durable, None));
+        Ok(())
+    }
+
+    fn truncate(&self, length: u64) -> io::Result<()> {
+        let mut state = lock(&self.state);
+        let file = state.file(self)?;
+        let cut = Pending::Truncate(length);
+        cut.apply(&mut file.live, None);
+        file.pending.push(cut);
+        Ok(())
+    }
+
+    fn length(&self) -> io::Result<u64> {
+        let mut state = lock(&self.state);
+        state.file(self).map(|file| file.live.len() as u64)
+    }
+}

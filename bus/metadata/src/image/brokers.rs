@@ -1,0 +1,113 @@
+//! Brokers: who is in the cluster, and who can be counted on.
+
+use std::sync::Arc;
+
+use bus_protocol::{Durability, NodeId};
+use serde::{Deserialize, Serialize};
+
+use super::{MetadataImage, check_text};
+use crate::{Applied, DirectoryId, Registration, Rejected, limits};
+
+/// A broker, as it last registered.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Broker {
+    /// Its id.
+    pub node: NodeId,
+    /// Raised at every start: the log index of the registration.
+    pub epoch: u64,
+    /// Where it is reached: `HOST:PORT`.
+    pub address: String,
+    /// Where it stands.
+    pub rack: Option<String>,
+    /// Its data directory.
+    pub directory: DirectoryId,
+    /// Whether it is silent, stopping, or not yet up: it takes no new replicas and is not elected.
+    pub fenced: bool,
+}
+
+impl MetadataImage {
+    pub(super) fn register_broker(&mut self, index: u64, new: Registration) -> Result<Applied, Rejected> {
+        check_text("broker address", &new.address, limits::ADDRESS_BYTES)?;
+        if let Some(rack) = &new.rack {
+            check_text("rack", rack, limits::RACK_BYTES)?;
+        }
+        if new.node == 0 {
+            return Err(Rejected::Invalid { what: "node id 0".into(), why: "node ids start at 1".into() });
+        }
+        let before = self.brokers.get(&new.node).cloned();
+        if before.is_none() && self.brokers.len() >= limits::BROKERS {
+            return Err(Rejected::Full { what: "brokers".into(), limit: limits::BROKERS as u64 });
+        }
+        if let Some(before) = before {
+            self.restart(new.node, before.directory != new.directory, !new.clean);
+        }
+        let broker = Broker {
+            node: new.node,
+            epoch: index,
+            address: new.address,
+            rack: new.rack,
+            directory: new.directory,
+            fenced: true,
+        };
+        Arc::make_mut(&mut self.brokers).insert(new.node, Arc::new(broker));
+        Ok(Applied::Broker { epoch: index })
+    }
+
+    /// Takes back from a broker that has started again what it cannot vouch for any more.
+    fn restart(&mut self, node: NodeId, emptied: bool, unclean: bool) {
+        let concerned: Vec<_> = self
+            .topics
+            .values()
+            .filter(|topic| topic.partitions.iter().any(|partition| partition.replicas.contains(&node)))
+            .map(|topic| topic.name.clone())
+            .collect();
+        if concerned.is_empty() {
+            return;
+        }
+        let topics = Arc::make_mut(&mut self.topics);
+        for name in &concerned {
+            let Some(topic) = topics.get_mut(name).map(Arc::make_mut) else { continue };
+            let maybe_lost = unclean && topic.config.durability == Durability::Replicated;
+            for partition in &mut topic.partitions {
+                let in_isr = partition.isr.contains(&node);
+                // A replica that is the only one left in the ISR stays there after an unclean stop: what it has is
+                // the most that there is. One whose disk is gone does not: it would be elected with nothing.
+                let leaves_isr = in_isr && (emptied || (maybe_lost && partition.isr.len() > 1));
+                let leads = partition.leader == Some(node);
+                if leaves_isr || leads {
+                    let partition = Arc::make_mut(partition);
+                    partition.partition_epoch += 1;
+                    if leaves_isr {
+                        partition.isr.retain(|member| *member != node);
+                    }
+                    if leads {
+                        partition.leader = None;
+                    }
+                }
+            }
+        }
+    }
+
+    pub(super) fn set_fenced(&mut self, node: NodeId, epoch: u64, fenced: bool) -> Result<Applied, Rejected> {
+        self.check_broker_epoch(node, epoch)?;
+        if let Some(broker) = Arc::make_mut(&mut self.brokers).get_mut(&node)
+            && broker.fenced != fenced
+        {
+            Arc::make_mut(broker).fenced = fenced;
+        }
+        Ok(Applied::Done)
+    }
+
+    pub(super) fn check_broker_epoch(&self, node: NodeId, epoch: u64) -> Result<(), Rejected> {
+        let broker = self.brokers.get(&node).ok_or(Rejected::UnknownBroker { node })?;
+        if broker.epoch != epoch {
+            return Err(Rejected::StaleBrokerEpoch { node, epoch, current: broker.epoch });
+        }
+        Ok(())
+    }
+
+    /// Whether a broker is registered and up.
+    pub fn is_available(&self, node: NodeId) -> bool {
+        self.brokers.get(&node).is_some_and(|broker| !broker.fenced)
+    }
+}

@@ -1,0 +1,85 @@
+//! Which brokers hold a new partition.
+
+use std::collections::BTreeMap;
+
+use bus_protocol::NodeId;
+
+use super::MetadataImage;
+use crate::{Rejected, limits};
+
+/// Places partitions one after the other, each where the fewest are.
+///
+/// Each replica goes to the broker with the fewest replicas, of those whose rack holds the fewest of this
+/// partition; the one of them that is the first choice of the fewest partitions stands first, and leads. Ties
+/// go to the lower id. So replicas per broker differ by at most one where they did before, as long as no rack
+/// is smaller than the others.
+///
+/// Applied commands depend on this rule: it can never change, only be joined by another (see [`crate::Command`]).
+pub(crate) struct Placement {
+    candidates: Vec<Candidate>,
+}
+
+struct Candidate {
+    node: NodeId,
+    /// Equal for brokers of one rack; brokers with none share one too.
+    rack: usize,
+    replicas: u64,
+    /// Partitions that it is the preferred leader of.
+    preferred: u64,
+}
+
+impl Placement {
+    /// The brokers that can take replicas, with what they hold now.
+    pub(crate) fn of(image: &MetadataImage) -> Self {
+        let mut held: BTreeMap<NodeId, (u64, u64)> = BTreeMap::new();
+        for partition in image.topics().flat_map(|topic| &topic.partitions) {
+            for (place, node) in partition.replicas.iter().enumerate() {
+                let (replicas, preferred) = held.entry(*node).or_default();
+                *replicas += 1;
+                *preferred += u64::from(place == 0);
+            }
+        }
+        let mut racks = BTreeMap::new();
+        let candidates = image
+            .brokers()
+            .filter(|broker| !broker.fenced)
+            .map(|broker| {
+                let next = racks.len();
+                let rack = *racks.entry(broker.rack.as_deref()).or_insert(next);
+                let (replicas, preferred) = held.get(&broker.node).copied().unwrap_or_default();
+                Candidate { node: broker.node, rack, replicas, preferred }
+            })
+            .collect();
+        Self { candidates }
+    }
+
+    /// The replicas of the next partition, the preferred leader first.
+    pub(crate) fn next(&mut self, replicas: u32) -> Result<Vec<NodeId>, Rejected> {
+        let brokers = u32::try_from(self.candidates.len()).unwrap_or(u32::MAX);
+        if replicas == 0 || replicas > limits::REPLICAS_PER_PARTITION {
+            let why = format!("it is out of range: 1 to {}", limits::REPLICAS_PER_PARTITION);
+            return Err(Rejected::Invalid { what: format!("a number of {replicas} replicas"), why });
+        }
+        if replicas > brokers {
+            return Err(Rejected::TooFewBrokers { replicas, brokers });
+        }
+        let mut chosen: Vec<usize> = Vec::with_capacity(replicas as usize);
+        for _ in 0..replicas {
+            let best =
+                (0..self.candidates.len()).filter(|index| !chosen.contains(index)).min_by_key(|index| {
+                    let candidate = &self.candidates[*index];
+                    let in_rack =
+                        chosen.iter().filter(|other| self.candidates[**other].rack == candidate.rack).count();
+                    (in_rack, candidate.replicas, candidate.preferred, candidate.node)
+                });
+            chosen.extend(best);
+        }
+        // By preference, so that the followers of one leader do not all stand in the same order.
+        chosen.sort_by_key(|index| (self.candidates[*index].preferred, self.candidates[*index].node));
+        for (place, index) in chosen.iter().enumerate() {
+            self.candidates[*index].replicas += 1;
+            self.candidates[*index].preferred += u64::from(place == 0);
+        }
+        Ok(chosen.into_iter().map(|index| self.candidates[index].node).collect())
+    }
+}

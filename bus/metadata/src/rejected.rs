@@ -1,0 +1,233 @@
+//! Why a command is refused, for programs and for people.
+
+use bus_protocol::{Epoch, ErrorCode, NodeId, PartitionId, TopicId, TopicName};
+use serde::{Deserialize, Serialize};
+
+/// Why the metadata stays as it is. The sentences are for users: what, why, what to do.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+pub enum Rejected {
+    /// The cluster has another name.
+    #[error("this is cluster {found}, not {wanted}: check that the data directory belongs to this cluster")]
+    OtherCluster {
+        /// What it is called.
+        found: String,
+        /// What it was to be called.
+        wanted: String,
+    },
+    /// A value that no command may hold.
+    #[error("{what} is not valid: {why}")]
+    Invalid {
+        /// Which value.
+        what: String,
+        /// The rule that it breaks.
+        why: String,
+    },
+    /// The metadata is full.
+    #[error("there are too many {what}: the limit is {limit}")]
+    Full {
+        /// Of what.
+        what: String,
+        /// How many there may be.
+        limit: u64,
+    },
+    /// No such broker.
+    #[error("broker {node} is not registered")]
+    UnknownBroker {
+        /// The broker.
+        node: NodeId,
+    },
+    /// The broker has registered again since.
+    #[error("broker {node} has registered again, in epoch {current}: epoch {epoch} is over")]
+    StaleBrokerEpoch {
+        /// The broker.
+        node: NodeId,
+        /// The epoch that the command names.
+        epoch: u64,
+        /// The epoch it has.
+        current: u64,
+    },
+    /// No such topic.
+    #[error("topic {topic} does not exist: create it with `bus topic create {topic}`")]
+    UnknownTopic {
+        /// The topic.
+        topic: TopicName,
+    },
+    /// No topic with this identity: it was deleted.
+    #[error("topic with id {id} does not exist any more")]
+    UnknownTopicId {
+        /// The identity.
+        id: TopicId,
+    },
+    /// The topic has fewer partitions.
+    #[error("topic {topic} has no partition {partition}: it has {partitions}, numbered from 0")]
+    UnknownPartition {
+        /// The topic.
+        topic: TopicName,
+        /// The partition.
+        partition: PartitionId,
+        /// How many there are.
+        partitions: u32,
+    },
+    /// The topic is there already.
+    #[error("topic {topic} exists already: choose another name, or pass --if-not-exists")]
+    TopicExists {
+        /// The topic.
+        topic: TopicName,
+    },
+    /// A number of partitions that cannot be.
+    #[error("{partitions} partitions are out of range: 1 to {limit}")]
+    PartitionCount {
+        /// What was asked for.
+        partitions: u32,
+        /// The most there may be.
+        limit: u32,
+    },
+    /// Partitions cannot be taken away: the records of a key would move.
+    #[error(
+        "topic {topic} has {current} partitions and cannot go down to {partitions}: partitions can only be added"
+    )]
+    FewerPartitions {
+        /// The topic.
+        topic: TopicName,
+        /// How many it has.
+        current: u32,
+        /// What was asked for.
+        partitions: u32,
+    },
+    /// Too few brokers for the wanted replicas.
+    #[error(
+        "{replicas} replicas need {replicas} brokers, and {brokers} can take one: ask for fewer, or start more brokers"
+    )]
+    TooFewBrokers {
+        /// What was asked for.
+        replicas: u32,
+        /// The unfenced brokers.
+        brokers: u32,
+    },
+    /// A setting that does not exist, or a value it does not take.
+    #[error("{message}")]
+    InvalidConfig {
+        /// Which, and what it takes.
+        message: String,
+    },
+    /// Functions name the topic.
+    #[error("topic {topic} is in use by {}: delete {} first", names(functions), them(functions))]
+    TopicInUse {
+        /// The topic.
+        topic: TopicName,
+        /// The functions, by name.
+        functions: Vec<String>,
+    },
+    /// Somebody else leads the partition, or nobody does.
+    #[error("broker {node} does not lead {topic}-{partition}")]
+    NotLeader {
+        /// Who thought so.
+        node: NodeId,
+        /// The topic.
+        topic: TopicName,
+        /// The partition.
+        partition: PartitionId,
+        /// Who does.
+        leader: Option<NodeId>,
+    },
+    /// The leader epoch is not the partition's.
+    #[error("{topic}-{partition} is in leader epoch {current}, not {epoch}")]
+    FencedLeaderEpoch {
+        /// The topic.
+        topic: TopicName,
+        /// The partition.
+        partition: PartitionId,
+        /// The epoch that the command names.
+        epoch: Epoch,
+        /// The epoch it is in.
+        current: Epoch,
+    },
+    /// The partition has changed since the command was made.
+    #[error("{topic}-{partition} has changed: its partition epoch is {current}, not {epoch}")]
+    StalePartitionEpoch {
+        /// The topic.
+        topic: TopicName,
+        /// The partition.
+        partition: PartitionId,
+        /// The epoch that the command names.
+        epoch: u32,
+        /// The epoch it is in.
+        current: u32,
+    },
+    /// The broker cannot be in the ISR, or cannot lead.
+    #[error("broker {node} cannot be {wanted} {topic}-{partition}: {why}")]
+    Ineligible {
+        /// The broker.
+        node: NodeId,
+        /// `in the ISR of` or `the leader of`.
+        wanted: String,
+        /// The topic.
+        topic: TopicName,
+        /// The partition.
+        partition: PartitionId,
+        /// Why not.
+        why: String,
+    },
+    /// The function's settings are out of range.
+    #[error("{message}")]
+    InvalidFunction {
+        /// Which, and what they may be.
+        message: String,
+    },
+    /// No such function.
+    #[error("function {name} does not exist: `bus function list` shows those that do")]
+    UnknownFunction {
+        /// Its name.
+        name: String,
+    },
+    /// Two functions would share one place in a topic, and each miss what the other reads.
+    #[error("group {group} reads topic {topic} for function {function} already: choose another --group")]
+    GroupInUse {
+        /// The group.
+        group: String,
+        /// The topic.
+        topic: TopicName,
+        /// Who reads it.
+        function: String,
+    },
+}
+
+impl Rejected {
+    /// What a client's program is told.
+    pub fn code(&self) -> ErrorCode {
+        match self {
+            Self::OtherCluster { .. }
+            | Self::Invalid { .. }
+            | Self::Ineligible { .. }
+            | Self::Full { .. } => ErrorCode::InvalidRequest,
+            Self::UnknownBroker { .. } | Self::StaleBrokerEpoch { .. } => ErrorCode::FencedEpoch,
+            Self::UnknownTopic { .. } | Self::UnknownTopicId { .. } => ErrorCode::UnknownTopic,
+            Self::UnknownPartition { .. } => ErrorCode::UnknownPartition,
+            Self::TopicExists { .. } => ErrorCode::TopicExists,
+            Self::PartitionCount { .. } | Self::FewerPartitions { .. } | Self::InvalidConfig { .. } => {
+                ErrorCode::InvalidConfig
+            }
+            Self::TooFewBrokers { .. } => ErrorCode::NotEnoughBrokers,
+            Self::TopicInUse { .. } => ErrorCode::InvalidRequest,
+            Self::NotLeader { .. } => ErrorCode::NotLeader,
+            Self::FencedLeaderEpoch { .. } | Self::StalePartitionEpoch { .. } => ErrorCode::FencedEpoch,
+            Self::InvalidFunction { .. } | Self::GroupInUse { .. } => ErrorCode::InvalidFunction,
+            Self::UnknownFunction { .. } => ErrorCode::UnknownFunction,
+        }
+    }
+}
+
+/// The first few names, and how many more there are.
+fn names(functions: &[String]) -> String {
+    const SHOWN: usize = 5;
+    let mut text = if functions.len() == 1 { "function " } else { "functions " }.to_owned();
+    text.push_str(&functions.iter().take(SHOWN).map(String::as_str).collect::<Vec<_>>().join(", "));
+    if let Some(more @ 1..) = functions.len().checked_sub(SHOWN) {
+        text.push_str(&format!(" and {more} more"));
+    }
+    text
+}
+
+fn them(functions: &[String]) -> &'static str {
+    if functions.len() == 1 { "it" } else { "them" }
+}

@@ -1,0 +1,36 @@
+//! Every bound on what one peer can make another hold, in one place. Units stand last in the names.
+
+/// The longest topic name.
+pub const TOPIC_NAME_BYTES: usize = 249;
+/// The longest control part of a frame: requests and answers in postcard.
+pub const CONTROL_BYTES: usize = 1 << 20;
+/// The longest payload of a frame: a module on its way to a broker, or a batch.
+pub const PAYLOAD_BYTES: usize = 64 << 20;
+/// A topic's `max.message.bytes` when it does not say (a whole batch, as it is stored).
+pub const DEFAULT_MAX_MESSAGE_BYTES: usize = 4 << 20;
+/// The largest `max.message.bytes` a topic may ask for.
+pub const MAX_MESSAGE_BYTES: usize = 32 << 20;
+/// The most that a batch may hold once decompressed: a small compressed batch must not become a large one.
+pub const DECOMPRESSED_BATCH_BYTES: usize = 64 << 20;
+/// The most records in one batch.
+pub const RECORDS_PER_BATCH: usize = 1 << 20;
+/// The most headers on one record.
+pub const HEADERS_PER_RECORD: usize = 1 << 12;
+/// The most partitions of one topic.
+pub const PARTITIONS_PER_TOPIC: u32 = 10_000;
+/// Batches of one produce stream that may be on their way to the disk before the broker stops reading it.
+pub const PRODUCE_BATCHES_IN_FLIGHT: usize = 64;
+/// Bytes of one produce stream that may be on their way to the disk before the broker stops reading it.
+pub const PRODUCE_BYTES_IN_FLIGHT: usize = 16 << 20;
+/// The most that one push on a fetch stream carries, unless a single batch is larger.
+pub const FETCH_PUSH_BYTES: usize = 1 << 20;
+/// Streams that one connection may hold open at once in each direction.
+pub const STREAMS_PER_CONNECTION: u32 = 4_096;
+/// Connections that one broker serves at once.
+pub const CONNECTIONS: usize = 4_096;
+/// The longest name of a function.
+pub const FUNCTION_NAME_BYTES: usize = 128;
+/// Configuration entries of one function, and of one topic.
+pub const CONFIG_ENTRIES: usize = 256;
+/// The reasons that one refused batch carries back; the rest are counted.
+pub const REPORTED_RECORD_ERRORS: usize = 100;

@@ -1,0 +1,249 @@
+//! Endpoints: one UDP socket each, and all connections that go over it.
+
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bus_protocol::NodeId;
+use quinn::{IdleTimeout, TransportConfig, VarInt};
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::task::JoinSet;
+
+use crate::tls::Believed;
+use crate::{Close, Connection, Error, Identity, Options, Trust, certificate, connection, tls};
+
+/// The head start of each address of a host over the next (RFC 8305, "connection attempt delay").
+const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
+
+/// A UDP socket and its connections: a server, a client, or both. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Endpoint {
+    inner: quinn::Endpoint,
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    trust: Trust,
+    identity: Option<Arc<Identity>>,
+    options: Options,
+    transport: Arc<TransportConfig>,
+}
+
+impl Endpoint {
+    /// A server on `listen`. Its own connections, to other brokers, show the same identity and trust its CA.
+    /// Runs within a tokio runtime.
+    pub fn server(listen: SocketAddr, identity: Arc<Identity>, options: &Options) -> Result<Self, Error> {
+        let transport = transport(options)?;
+        let mut server = quinn::ServerConfig::with_crypto(tls::server(&identity)?);
+        server.transport_config(transport.clone()).migration(true);
+        let inner = bind(listen, options, Some(server))
+            .map_err(|source| Error::Listen { address: listen.to_string(), source })?;
+        let trust = Trust::Pem(identity.ca_pem().to_owned());
+        let shared = Shared { trust, identity: Some(identity), options: options.clone(), transport };
+        Ok(Self { inner, shared: Arc::new(shared) })
+    }
+
+    /// A client on any free port. Runs within a tokio runtime.
+    pub fn client(trust: Trust, identity: Option<Arc<Identity>>, options: &Options) -> Result<Self, Error> {
+        let transport = transport(options)?;
+        // One socket for both families; where the machine has no IPv6, for the one there is.
+        let inner = bind((Ipv6Addr::UNSPECIFIED, 0).into(), options, None)
+            .or_else(|_| bind((Ipv4Addr::UNSPECIFIED, 0).into(), options, None))
+            .map_err(|source| Error::Listen { address: "any port".to_owned(), source })?;
+        let shared = Shared { trust, identity, options: options.clone(), transport };
+        Ok(Self { inner, shared: Arc::new(shared) })
+    }
+
+    /// The socket's address.
+    pub fn local_addr(&self) -> Result<SocketAddr, Error> {
+        self.inner.local_addr().map_err(|error| Error::Lost(error.to_string()))
+    }
+
+    /// The next client that knocks; `None` once the endpoint is closed.
+    pub async fn accept(&self) -> Option<Incoming> {
+        let incoming = self.inner.accept().await?;
+        Some(Incoming { inner: incoming, shared: self.shared.clone() })
+    }
+
+    /// How many connections there are, those under way among them.
+    pub fn connections(&self) -> usize {
+        self.inner.open_connections()
+    }
+
+    /// A connection to the server at `address` (`HOST:PORT`), whose certificate must be for that host.
+    /// Fails after `Options::connect_timeout_ms` at the latest.
+    pub async fn connect(&self, address: &str) -> Result<Connection, Error> {
+        let host = split(address)?.0.to_owned();
+        self.connect_as(address, &host).await
+    }
+
+    /// A connection to the broker `node` at `address`, whose certificate must be that broker's, whatever the host.
+    pub async fn connect_node(&self, address: &str, node: NodeId) -> Result<Connection, Error> {
+        self.connect_as(address, &certificate::node_name(node)).await
+    }
+
+    async fn connect_as(&self, address: &str, name: &str) -> Result<Connection, Error> {
+        let believed = tls::believe(&self.shared.trust, address)?;
+        let crypto = tls::client(&believed, self.shared.identity.as_deref())?;
+        let mut config = quinn::ClientConfig::new(crypto);
+        config.transport_config(self.shared.transport.clone());
+        let waited = self.shared.options.connect_timeout();
+        let race = self.race(address, name, config, &believed);
+        match tokio::time::timeout(waited, race).await {
+            Ok(result) => result,
+            Err(_) => Err(Error::NoAnswer { address: address.to_owned(), waited }),
+        }
+    }
+
+    /// Tries the host's addresses, each with a head start over the next; the first connection wins.
+    async fn race(
+        &self,
+        address: &str,
+        name: &str,
+        config: quinn::ClientConfig,
+        believed: &Believed,
+    ) -> Result<Connection, Error> {
+        let mut attempts = JoinSet::new();
+        for (index, peer) in resolve(address).await?.into_iter().enumerate() {
+            let (endpoint, config, name) = (self.inner.clone(), config.clone(), name.to_owned());
+            let wait = ATTEMPT_DELAY.saturating_mul(u32::try_from(index).unwrap_or(u32::MAX));
+            attempts.spawn(async move {
+                tokio::time::sleep(wait).await;
+                match endpoint.connect_with(config, peer, &name) {
+                    Ok(connecting) => connecting.await.map_err(Attempt::Broken),
+                    Err(error) => Err(Attempt::Impossible(error)),
+                }
+            });
+        }
+        let mut last = Error::Address { address: address.to_owned(), why: "it has no address".to_owned() };
+        while let Some(result) = attempts.join_next().await {
+            match result {
+                Ok(Ok(inner)) => {
+                    let verified = !matches!(self.shared.trust, Trust::Insecure);
+                    return Ok(Connection::new(inner, verified, self.shared.options.preamble_timeout()));
+                }
+                Ok(Err(Attempt::Broken(error))) => {
+                    last = connection::refused(error, address, &believed.origin, &self.shared.options);
+                }
+                Ok(Err(Attempt::Impossible(error))) => {
+                    last = Error::Address { address: address.to_owned(), why: error.to_string() };
+                }
+                Err(error) => last = Error::Lost(error.to_string()),
+            }
+        }
+        Err(last)
+    }
+
+    /// Closes all connections, and lets nobody in any more. Returns at once; see [`Endpoint::wait_idle`].
+    pub fn close(&self, close: Close) {
+        self.inner.close(close.code(), close.reason().as_bytes());
+    }
+
+    /// Waits until the peers know that their connections are closed, or a moment has passed.
+    pub async fn wait_idle(&self) {
+        self.inner.wait_idle().await;
+    }
+}
+
+enum Attempt {
+    Broken(quinn::ConnectionError),
+    Impossible(quinn::ConnectError),
+}
+
+/// A client that knocks. Dropping it refuses it.
+#[derive(Debug)]
+pub struct Incoming {
+    inner: quinn::Incoming,
+    shared: Arc<Shared>,
+}
+
+impl Incoming {
+    /// Where it comes from.
+    pub fn remote_address(&self) -> SocketAddr {
+        self.inner.remote_address()
+    }
+
+    /// Lets it in. Takes as long as the peer makes it, `Options::connect_timeout_ms` at most: not to be awaited
+    /// where others wait to get in.
+    pub async fn accept(self) -> Result<Connection, Error> {
+        let address = self.inner.remote_address().to_string();
+        let options = &self.shared.options;
+        let refused = |error| connection::refused(error, &address, "", options);
+        let connecting = self.inner.accept().map_err(refused)?;
+        match tokio::time::timeout(options.connect_timeout(), connecting).await {
+            Ok(Ok(inner)) => Ok(Connection::new(inner, true, options.preamble_timeout())),
+            Ok(Err(error)) => Err(refused(error)),
+            Err(_) => Err(Error::Silent),
+        }
+    }
+
+    /// Sends it away: more connections than are served.
+    pub fn refuse(self) {
+        self.inner.refuse();
+    }
+}
+
+/// Host and port; an IPv6 host without its brackets.
+fn split(address: &str) -> Result<(&str, u16), Error> {
+    let error = |why: &str| Error::Address { address: address.to_owned(), why: why.to_owned() };
+    let (host, port) = address.rsplit_once(':').ok_or_else(|| error("it has no port"))?;
+    let port = port.parse().map_err(|_| error("its port is no number from 1 to 65535"))?;
+    let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
+    if host.is_empty() { Err(error("it has no host")) } else { Ok((host, port)) }
+}
+
+async fn resolve(address: &str) -> Result<Vec<SocketAddr>, Error> {
+    let target = split(address)?;
+    let found = tokio::net::lookup_host(target).await;
+    let mut found: Vec<_> = found
+        .map_err(|error| Error::Address { address: address.to_owned(), why: error.to_string() })?
+        .collect();
+    // `localhost` is often both, and brokers listen on 127.0.0.1 unless told otherwise.
+    found.sort_by_key(SocketAddr::is_ipv6);
+    Ok(found)
+}
+
+fn bind(
+    address: SocketAddr,
+    options: &Options,
+    server: Option<quinn::ServerConfig>,
+) -> std::io::Result<quinn::Endpoint> {
+    let socket = Socket::new(Domain::for_address(address), Type::DGRAM, Some(Protocol::UDP))?;
+    if address.is_ipv6() {
+        // A server that is told `[::1]` gets what it is told; `[::]` means every address there is.
+        socket.set_only_v6(address.ip() != Ipv6Addr::UNSPECIFIED)?;
+    }
+    let size = options.socket_buffer_bytes as usize;
+    // The kernel grants what it may; less costs speed and no more.
+    for result in [socket.set_recv_buffer_size(size), socket.set_send_buffer_size(size)] {
+        if let Err(error) = result {
+            tracing::debug!(%error, "the size of the socket's buffers stays as it is");
+        }
+    }
+    socket.bind(&address.into())?;
+    quinn::Endpoint::new(
+        quinn::EndpointConfig::default(),
+        server,
+        socket.into(),
+        Arc::new(quinn::TokioRuntime),
+    )
+}
+
+/// The transport's limits, as quinn takes them. What is not set here is as QUIC's recovery (RFC 9002) has it.
+fn transport(options: &Options) -> Result<Arc<TransportConfig>, Error> {
+    options.validate().map_err(|error| Error::Tls(error.to_string()))?;
+    let mut config = TransportConfig::default();
+    let idle = IdleTimeout::try_from(Duration::from_millis(options.idle_timeout_ms))
+        .map_err(|error| Error::Tls(error.to_string()))?;
+    config
+        .stream_receive_window(VarInt::from_u32(options.stream_window_bytes))
+        .receive_window(VarInt::from_u32(options.connection_window_bytes))
+        .send_window(options.send_window_bytes.into())
+        .max_concurrent_bidi_streams(VarInt::from_u32(options.streams))
+        .max_concurrent_uni_streams(VarInt::from_u32(0))
+        .datagram_receive_buffer_size(None)
+        .keep_alive_interval(Some(Duration::from_millis(options.keep_alive_ms)))
+        .max_idle_timeout(Some(idle));
+    Ok(Arc::new(config))
+}

@@ -1,0 +1,158 @@
+//! Why the client cannot do what it was asked to.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bus_protocol::{ErrorCode, InvalidTopicName, Offset, PartitionId, TopicName, WireError};
+
+/// Why the client cannot do what it was asked to. Cheap to clone: one cause may fail many records.
+#[derive(Debug, Clone, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The broker said no.
+    #[error("{0}")]
+    Refused(Arc<WireError>),
+    /// A setting of the client is wrong.
+    #[error("{0}")]
+    Invalid(String),
+    /// No connection, or it was lost.
+    #[error("{0}")]
+    Transport(Arc<bus_transport::Error>),
+    /// A request had no answer in time. Whether it was carried out is not known.
+    #[error(
+        "{request} had no answer within {after:?}; whether it was carried out is not known: check, and try again"
+    )]
+    NoAnswer {
+        /// What was asked.
+        request: &'static str,
+        /// How long was waited.
+        after: Duration,
+    },
+    /// A record was not acknowledged within the delivery timeout.
+    #[error("not acknowledged within {after:?}; whether it is stored is not known ({cause})")]
+    NotAcknowledged {
+        /// The delivery timeout.
+        after: Duration,
+        /// What happened last.
+        cause: String,
+    },
+    /// A record was never sent: there was no leader to send it to within the delivery timeout.
+    #[error("not sent within {after:?}, so not stored ({cause})")]
+    NotSent {
+        /// The delivery timeout.
+        after: Duration,
+        /// What happened last.
+        cause: String,
+    },
+    /// A transform refused this record.
+    #[error("record refused: {reason}")]
+    RecordRefused {
+        /// The transform's reason.
+        reason: String,
+    },
+    /// A transform refused another record of the same batch, and a batch is stored whole or not at all.
+    #[error("refused with its batch, as record {index} of it was refused: {reason}; send it again")]
+    RefusedWithBatch {
+        /// The culprit's place in the batch, from 0.
+        index: u32,
+        /// The transform's reason.
+        reason: String,
+    },
+    /// A record larger than the topic, or any batch, takes.
+    #[error(
+        "record of {bytes} bytes is over the limit of {limit}: raise max.message.bytes of the topic, or send less at once"
+    )]
+    RecordTooLarge {
+        /// The record.
+        bytes: usize,
+        /// The limit.
+        limit: usize,
+    },
+    /// The topic has fewer partitions.
+    #[error("topic {topic} has {partitions} partitions: partition {partition} does not exist")]
+    UnknownPartition {
+        /// The topic.
+        topic: TopicName,
+        /// The partition asked for.
+        partition: PartitionId,
+        /// How many there are.
+        partitions: u32,
+    },
+    /// A partition has no leader now.
+    #[error("partition {topic}-{partition} has no leader: see `bus topic describe {topic}`")]
+    NoLeader {
+        /// The topic.
+        topic: TopicName,
+        /// The partition.
+        partition: PartitionId,
+    },
+    /// The offset asked for is not there.
+    #[error("offset {offset} of {topic}-{partition} is out of range: the log holds {start} to {end}")]
+    OffsetOutOfRange {
+        /// The topic.
+        topic: TopicName,
+        /// The partition.
+        partition: PartitionId,
+        /// The offset asked for.
+        offset: Offset,
+        /// The first offset that is kept.
+        start: Offset,
+        /// The offset behind the last that may be read.
+        end: Offset,
+    },
+    /// What a broker sent makes no sense.
+    #[error("the broker's answer cannot be used: {0}")]
+    Protocol(String),
+    /// The producer, reader or client is closed.
+    #[error("the {0} is closed")]
+    Closed(&'static str),
+}
+
+impl Error {
+    /// Whether the same call may succeed later without anybody changing it.
+    pub fn is_retriable(&self) -> bool {
+        match self {
+            Self::Refused(refusal) => refusal.code.is_retriable(),
+            Self::Transport(error) => error.is_retriable(),
+            Self::NoAnswer { .. }
+            | Self::NotAcknowledged { .. }
+            | Self::NotSent { .. }
+            | Self::NoLeader { .. }
+            | Self::RefusedWithBatch { .. } => true,
+            _ => false,
+        }
+    }
+
+    /// The broker's code, where a broker refused.
+    pub fn code(&self) -> Option<ErrorCode> {
+        match self {
+            Self::Refused(refusal) => Some(refusal.code),
+            Self::RecordRefused { .. } | Self::RefusedWithBatch { .. } => Some(ErrorCode::RecordRefused),
+            Self::RecordTooLarge { .. } => Some(ErrorCode::MessageTooLarge),
+            Self::OffsetOutOfRange { .. } => Some(ErrorCode::OffsetOutOfRange),
+            Self::UnknownPartition { .. } => Some(ErrorCode::UnknownPartition),
+            _ => None,
+        }
+    }
+}
+
+impl From<WireError> for Error {
+    fn from(refusal: WireError) -> Self {
+        Self::Refused(Arc::new(refusal))
+    }
+}
+
+impl From<bus_transport::Error> for Error {
+    fn from(error: bus_transport::Error) -> Self {
+        match error {
+            bus_transport::Error::Refused(refusal) => refusal.into(),
+            other => Self::Transport(Arc::new(other)),
+        }
+    }
+}
+
+impl From<InvalidTopicName> for Error {
+    fn from(error: InvalidTopicName) -> Self {
+        Self::Invalid(error.to_string())
+    }
+}

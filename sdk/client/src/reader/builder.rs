@@ -1,0 +1,180 @@
+//! A reader's settings, and where it starts.
+
+use std::sync::Arc;
+
+use bus_protocol::fetch::Isolation;
+use bus_protocol::request::Position;
+use bus_protocol::{Offset, PartitionId, Timestamp, TopicName};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+
+use super::fetch::{Consumed, Fetcher, range};
+use super::{Reader, Source};
+use crate::{Client, Error};
+
+/// Pushes that may wait for the program beside the limit on their bytes.
+const PUSHES: usize = 64;
+/// The least that a partition is given of the prefetch.
+const LEAST_WINDOW: usize = 64 << 10;
+
+/// Where a reader starts in each partition.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum From {
+    /// At the first record that is kept.
+    Start,
+    /// Behind the last record there is.
+    #[default]
+    End,
+    /// At this offset.
+    Offset(Offset),
+    /// At the first record at or after this time (milliseconds since the Unix epoch); behind the last where there is
+    /// none.
+    Timestamp(Timestamp),
+}
+
+/// A reader's settings.
+#[derive(Clone, Debug)]
+pub struct ReaderBuilder {
+    client: Client,
+    topics: Vec<String>,
+    partitions: Option<Vec<PartitionId>>,
+    from: From,
+    isolation: Isolation,
+    prefetch_bytes: usize,
+    until_end: bool,
+}
+
+impl ReaderBuilder {
+    pub(crate) fn new(client: Client, topics: Vec<String>) -> Self {
+        Self {
+            client,
+            topics,
+            partitions: None,
+            from: From::End,
+            isolation: Isolation::Committed,
+            prefetch_bytes: 16 << 20,
+            until_end: false,
+        }
+    }
+
+    /// Only these partitions, of every topic. Default: all.
+    pub fn partitions(mut self, partitions: impl IntoIterator<Item = PartitionId>) -> Self {
+        self.partitions = Some(partitions.into_iter().collect());
+        self
+    }
+
+    /// Where to start. Default: at the end.
+    pub fn from(mut self, from: From) -> Self {
+        self.from = from;
+        self
+    }
+
+    /// Which records to see. Default: committed.
+    pub fn isolation(mut self, isolation: Isolation) -> Self {
+        self.isolation = isolation;
+        self
+    }
+
+    /// Bytes fetched ahead of the program, shared evenly by the partitions (64 KiB each at least; a push of the broker
+    /// may go over by its size). Default: 16 MiB.
+    pub fn prefetch_bytes(mut self, bytes: usize) -> Self {
+        self.prefetch_bytes = bytes;
+        self
+    }
+
+    /// Stop at the end of each partition as it is now. Default: go on for ever.
+    pub fn until_end(mut self, until_end: bool) -> Self {
+        self.until_end = until_end;
+        self
+    }
+
+    /// Looks up the topics and the offsets to start from, and starts to fetch. Fails where a topic or partition does
+    /// not exist, or an offset is out of range.
+    pub async fn build(self) -> Result<Reader, Error> {
+        let mut starts = Vec::new();
+        for name in &self.topics {
+            let topic = TopicName::new(name)?;
+            let info = self.client.refresh(&topic).await?;
+            let count = u32::try_from(info.partitions.len()).unwrap_or(u32::MAX);
+            let partitions = self.partitions.clone().unwrap_or_else(|| (0..count).collect());
+            if let Some(&partition) = partitions.iter().find(|&&partition| partition >= count) {
+                return Err(Error::UnknownPartition { topic, partition, partitions: count });
+            }
+            starts.extend(self.starts(&topic, &partitions).await?);
+        }
+        if starts.is_empty() {
+            return Err(Error::Invalid("a reader reads at least one partition".to_owned()));
+        }
+        Ok(self.start(starts))
+    }
+
+    /// Where to start, and to stop, in each partition.
+    async fn starts(&self, topic: &TopicName, partitions: &[PartitionId]) -> Result<Vec<Start>, Error> {
+        let at = |position| self.client.list_offsets(topic, partitions, position);
+        // The end first: what comes in between is read rather than missed.
+        let ends = match self.until_end {
+            true => Some(at(Position::End).await?),
+            false => None,
+        };
+        let from = match self.from {
+            From::Start => at(Position::Start).await?,
+            From::End => match &ends {
+                Some(ends) => ends.clone(),
+                None => at(Position::End).await?,
+            },
+            From::Timestamp(timestamp) => at(Position::Timestamp(timestamp)).await?,
+            From::Offset(offset) => {
+                for &partition in partitions {
+                    let (start, end) = range(&self.client, topic, partition).await?;
+                    if !(start..=end).contains(&offset) {
+                        let topic = topic.clone();
+                        return Err(Error::OffsetOutOfRange { topic, partition, offset, start, end });
+                    }
+                }
+                partitions.iter().map(|&partition| (partition, offset)).collect()
+            }
+        };
+        let until = |index: usize| ends.as_ref().and_then(|ends| ends.get(index)).map(|(_, end)| *end);
+        let starts = from.into_iter().enumerate();
+        Ok(starts
+            .map(|(index, (partition, from))| Start {
+                topic: topic.clone(),
+                partition,
+                from,
+                until: until(index),
+            })
+            .collect())
+    }
+
+    fn start(self, starts: Vec<Start>) -> Reader {
+        let window = (self.prefetch_bytes / starts.len()).max(LEAST_WINDOW) as u64;
+        let (sender, fetched) = mpsc::channel(PUSHES);
+        let mut tasks = JoinSet::new();
+        let mut sources = Vec::with_capacity(starts.len());
+        for (source, Start { topic, partition, from, until }) in starts.into_iter().enumerate() {
+            let consumed = Arc::new(Consumed::default());
+            let fetcher = Fetcher {
+                client: self.client.clone(),
+                source,
+                topic: topic.clone(),
+                partition,
+                isolation: self.isolation,
+                next: from,
+                until,
+                window,
+                consumed: consumed.clone(),
+                fetched: sender.clone(),
+            };
+            tasks.spawn(fetcher.run());
+            sources.push(Source { topic, partition, from, until: until.unwrap_or(Offset::MAX), consumed });
+        }
+        Reader::new(sources, fetched, tasks)
+    }
+}
+
+struct Start {
+    topic: TopicName,
+    partition: PartitionId,
+    from: Offset,
+    until: Option<Offset>,
+}
