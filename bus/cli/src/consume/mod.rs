@@ -50,7 +50,7 @@ pub(crate) struct Consume {
     #[arg(long, value_enum, default_value_t = IsolationFlag::Committed)]
     isolation: IsolationFlag,
     /// How to print a record
-    #[arg(long, value_name = "TEMPLATE", value_parser = Template::parse)]
+    #[arg(id = "template", long = "format", value_name = "TEMPLATE", value_parser = Template::parse)]
     format: Option<Template>,
 }
 
