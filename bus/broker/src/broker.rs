@@ -232,7 +232,7 @@ fn build(
         metrics: Metrics::new(),
         topics: crate::topics::Topics::default(),
         runtime: bus_replica::Runtime { disk, budget, clock: Arc::clone(&clock) },
-        logs: bus_log::Env::new(Arc::new(DiskStorage::default()), Arc::clone(&clock), options.log.clone()),
+        logs: bus_log::Env::new(Arc::new(DiskStorage), Arc::clone(&clock), options.log.clone()),
         clock,
         data,
         reconciled: watch::Sender::new(0),

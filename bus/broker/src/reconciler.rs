@@ -184,7 +184,9 @@ impl Reconciler {
         self.node
             .blocking(move || {
                 if !folder.exists() {
-                    let io = |error| WireError::new(ErrorCode::StorageFailed, format!("{}: {error}", folder.display()));
+                    let io = |error| {
+                        WireError::new(ErrorCode::StorageFailed, format!("{}: {error}", folder.display()))
+                    };
                     std::fs::create_dir_all(&folder).map_err(io)?;
                     return std::fs::File::open(&topics).and_then(|folder| folder.sync_all()).map_err(io);
                 }

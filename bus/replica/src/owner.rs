@@ -91,7 +91,8 @@ impl Owner {
     pub(crate) async fn run(mut self) {
         let mut events = Vec::with_capacity(GROUP);
         let stop = loop {
-            let room = self.unsynced < UNSYNCED_BYTES;
+            // An offline partition refuses everything, and must not leave anybody waiting.
+            let room = self.unsynced < UNSYNCED_BYTES || self.offline.get().is_some();
             tokio::select! {
                 biased;
                 synced = finished(&mut self.syncing) => self.synced(synced),

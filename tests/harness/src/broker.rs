@@ -109,7 +109,19 @@ impl BrokerProcess {
     /// `bus ARGUMENTS` against this broker. In a binary that cannot be found the error comes with the run.
     pub fn bus<S: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = S>) -> BusCommand {
         let mut command = Command::new(crate::binary().unwrap_or_else(|_| "bus".into()));
-        command.args(arguments).env("BUS_SERVER", &self.address).env("BUS_TRUST_DIR", self.trust());
+        command.args(arguments);
+        self.client(command)
+    }
+
+    /// A line of bash in which `bus` finds this broker without a flag.
+    pub fn shell(&self, line: &str) -> BusCommand {
+        let mut command = Command::new("bash");
+        command.args(["-c", line]);
+        self.client(command)
+    }
+
+    fn client(&self, mut command: Command) -> BusCommand {
+        command.env("BUS_SERVER", &self.address).env("BUS_TRUST_DIR", self.trust());
         BusCommand::new(command)
     }
 

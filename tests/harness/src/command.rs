@@ -180,7 +180,7 @@ impl Finished {
         for word in words {
             ensure!(finished.stderr.contains(word), "{word:?} is missing: {:?}", finished.stderr);
         }
-        ensure!(!finished.stderr.contains("panicked"), "it panicked: {}", finished.stderr);
+        ensure!(!finished.stderr.contains("internal fault"), "it panicked: {}", finished.stderr);
         Ok(finished)
     }
 

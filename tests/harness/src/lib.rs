@@ -24,6 +24,6 @@ mod binary;
 mod broker;
 mod command;
 
-pub use binary::{binary, components};
+pub use binary::{binary, build_function, components};
 pub use broker::{BrokerProcess, Builder};
 pub use command::{BusCommand, Finished, Running};

@@ -105,7 +105,7 @@ impl Functions {
             let mut processors = self.processors.lock().unwrap_or_else(PoisonError::into_inner);
             let surplus = processors.iter().filter(|(key, running)| {
                 running.task.is_finished()
-                    || !wanted.get(*key).is_some_and(|(function, _)| function.version() == running.version)
+                    || wanted.get(*key).is_none_or(|(function, _)| function.version() != running.version)
             });
             let surplus: Vec<_> = surplus.map(|(key, _)| key.clone()).collect();
             surplus.into_iter().filter_map(|key| processors.remove(&key)).collect()

@@ -146,7 +146,7 @@ impl Trial {
     fn show_log(&mut self) {
         for line in self.run.function().logs(self.logged) {
             self.logged = line.sequence;
-            message(&format!("{}: {}", line.level, line.message));
+            message(&format!("[{}] {}", line.level, line.message));
         }
     }
 }
