@@ -20,7 +20,7 @@ pid=$!
 for _ in $(seq 100); do
     [ -s "$folder/ready" ] && break
     kill -0 "$pid" 2>/dev/null || exit 1
-    read -r -t 0.1 <> <(:) || true
+    sleep 0.1
 done
 BUS_SERVER=$(sed -n 's/^ready: node [0-9]* at \([^,]*\),.*/\1/p' "$folder/ready")
 export BUS_SERVER

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use bus_function::{Interface, Kind};
+use bus_function::Interface;
 use bus_metadata::{Applied, Command, Deployment};
 use bus_protocol::request::{Answer, Response};
 use bus_protocol::{Attachment, ErrorCode, FunctionSpec, TopicName, WireError};
@@ -11,6 +11,7 @@ use bytes::Bytes;
 use super::topics::ensure;
 use crate::groups::Groups;
 use crate::node::Node;
+use crate::refusal::Refusal as _;
 
 pub(super) async fn deploy(node: &Arc<Node>, mut spec: FunctionSpec, component: Bytes) -> Answer {
     let invalid = |why: String| WireError::new(ErrorCode::InvalidFunction, why);
@@ -18,15 +19,7 @@ pub(super) async fn deploy(node: &Arc<Node>, mut spec: FunctionSpec, component: 
     let host = Arc::clone(&node.functions.host);
     let bytes = component.clone();
     let module = node.blocking(move || host.inspect(&bytes)).await?;
-    match (module.kind, &spec.attachment) {
-        (Kind::Transform, Attachment::Transform { .. }) | (Kind::Consumer, Attachment::Consumer { .. }) => {}
-        (Kind::Transform, _) => {
-            return Err(invalid("the component is a transform: deploy it with --transform TOPIC".into()));
-        }
-        (Kind::Consumer, _) => {
-            return Err(invalid("the component is a consumer: deploy it with --consume TOPIC".into()));
-        }
-    }
+    module.check(&spec).map_err(|error| error.refusal())?;
     if let Attachment::Transform { topic } = &spec.attachment
         && topic.is_internal()
     {
