@@ -38,7 +38,11 @@ fn shown(path: &Path) -> String {
 /// How many of a source file's lines are not tests: those before its `mod tests {`; none where the whole file is one.
 fn product_lines(path: &Path, text: &str) -> usize {
     let shown = shown(path);
-    if shown.starts_with("tests/") || shown.contains("/tests/") || is_test_module(path) {
+    if shown.starts_with("tests/")
+        || shown.contains("/tests/")
+        || shown.contains("/benches/")
+        || is_test_module(path)
+    {
         return 0;
     }
     let lines: Vec<_> = text.lines().map(str::trim).collect();
@@ -82,12 +86,7 @@ fn files_are_short() {
 #[test]
 fn nothing_is_left_undone() {
     // Built up here, so that this file does not hold them.
-    let words = [
-        ["todo", "!("].concat(),
-        ["unimplemented", "!("].concat(),
-        ["FIX", "ME"].concat(),
-        ["XX", "X"].concat(),
-    ];
+    let words = [["todo", "!("].concat(), ["unimplemented", "!("].concat(), ["FIX", "ME"].concat()];
     let mut faults = Vec::new();
     for path in files(&root(), &[".rs", ".toml", ".sh", ".wit"]) {
         for (number, line) in fs::read_to_string(&path).unwrap().lines().enumerate() {

@@ -9,7 +9,7 @@ use std::time::Duration;
 use bus_function::FunctionHost;
 use bus_log::storage::DiskStorage;
 use bus_metadata::{Command, Metadata, Registration, controller};
-use bus_protocol::{Clock, SystemClock};
+use bus_protocol::{Clock, SystemClock, limits};
 use bus_transport::{Close, Endpoint, Identity, TrustStore};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinHandle;
@@ -236,6 +236,7 @@ fn build(
         clock,
         data,
         reconciled: watch::Sender::new(0),
+        uploads: Semaphore::new(limits::UPLOADS),
         stop: watch::Sender::new(false),
         ready: AtomicBool::new(false),
         options,

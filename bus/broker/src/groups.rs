@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use bus_coordinator::{Commit, GROUPS_TOPIC, Record, partition_of};
 use bus_protocol::batch::{BatchBuilder, Compression};
 use bus_protocol::produce::Acks;
-use bus_protocol::{Clock, ErrorCode, Offset, PartitionId, TopicName, WireError};
-use bus_replica::Partition;
+use bus_protocol::{Clock, ErrorCode, Offset, PartitionId, Timestamp, TopicName, WireError};
+use bus_replica::{Lane, Partition};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::handler::topics::ensure;
@@ -18,8 +18,8 @@ use crate::refusal::Refusal as _;
 const QUEUE: usize = 1_024;
 /// Requests whose records share one append.
 const GROUP: usize = 128;
-/// Bytes of records after which a snapshot goes on in another batch.
-const SNAPSHOT_BATCH_BYTES: usize = 1 << 20;
+/// Bytes of records after which an append goes on in another batch.
+const BATCH_BYTES: usize = 1 << 20;
 /// Bytes of log read at once while a coordinator is loaded.
 const LOAD_BYTES: usize = 1 << 20;
 
@@ -195,23 +195,34 @@ impl Coordinator {
             .collect()
     }
 
-    /// Appends records and, once they are committed, applies them. Answers with the offset of the first.
-    async fn append(
-        &mut self,
-        records: &[Record],
-        now: bus_protocol::Timestamp,
-    ) -> Result<Offset, WireError> {
-        if records.is_empty() {
-            return Ok(self.partition.high_watermark());
+    /// Appends records, in batches of a bounded size, and applies what is committed. Answers with the offset of the
+    /// first.
+    async fn append(&mut self, records: &[Record], now: Timestamp) -> Result<Offset, WireError> {
+        let mut first = None;
+        let mut rest = records;
+        while !rest.is_empty() {
+            let mut bytes = 0;
+            let fits = |record: &&Record| {
+                bytes += record.key.len() + record.value.as_ref().map_or(0, |value| value.len());
+                bytes <= BATCH_BYTES
+            };
+            let (now_appended, later) = rest.split_at(rest.iter().take_while(fits).count().max(1));
+            let base_offset = self.append_batch(now_appended, now).await?;
+            first.get_or_insert(base_offset);
+            rest = later;
         }
+        Ok(first.unwrap_or_else(|| self.partition.high_watermark()))
+    }
+
+    async fn append_batch(&mut self, records: &[Record], now: Timestamp) -> Result<Offset, WireError> {
         let mut batch = BatchBuilder::new(Compression::None);
         for record in records {
             batch.push(now, Some(&record.key), record.value.as_deref(), &[]);
         }
         let batch = batch.build_batch().map_err(|error| error.refusal())?;
         self.log_bytes += batch.bytes().len() as u64;
-        let ticket = self.partition.append(batch, Acks::All).await.map_err(|error| error.refusal())?;
-        let ack = ticket.await.map_err(|error| error.refusal())?;
+        let ticket = self.partition.append(batch, Acks::All, &Lane::default()).await;
+        let ack = ticket.map_err(|error| error.refusal())?.await.map_err(|error| error.refusal())?;
         for record in records {
             self.groups
                 .apply(&record.key, record.value.as_deref())
@@ -221,7 +232,7 @@ impl Coordinator {
     }
 
     /// Writes the whole state again, and drops what lies before it: the log holds no more than the state needs.
-    async fn snapshot(&mut self, now: bus_protocol::Timestamp) -> Result<(), WireError> {
+    async fn snapshot(&mut self, now: Timestamp) -> Result<(), WireError> {
         let topics = self.topics.clone();
         let orphans = self
             .groups
@@ -233,24 +244,8 @@ impl Coordinator {
             .snapshot()
             .collect::<Result<_, _>>()
             .map_err(|error| WireError::new(error.code(), error.to_string()))?;
-        let mut first = None;
-        let mut rest = all.as_slice();
         self.log_bytes = 0;
-        while !rest.is_empty() {
-            let mut bytes = 0;
-            let count = rest
-                .iter()
-                .take_while(|record| {
-                    bytes += record.key.len() + record.value.as_ref().map_or(0, |value| value.len());
-                    bytes <= SNAPSHOT_BATCH_BYTES
-                })
-                .count();
-            let (batch, later) = rest.split_at(count.max(1));
-            let base_offset = self.append(batch, now).await?;
-            first.get_or_insert(base_offset);
-            rest = later;
-        }
-        let keep_from = first.unwrap_or_else(|| self.partition.high_watermark());
+        let keep_from = self.append(&all, now).await?;
         self.partition.delete_before(keep_from).await.map_err(|error| error.refusal())
     }
 }

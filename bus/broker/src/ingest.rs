@@ -1,9 +1,9 @@
 //! The way of a batch into a partition, the same for producers and for functions that emit.
 
-use bus_protocol::batch::RecordBatch;
+use bus_protocol::batch::{Compression, RecordBatch};
 use bus_protocol::produce::Acks;
 use bus_protocol::{ErrorCode, WireError};
-use bus_replica::{Partition, Ticket};
+use bus_replica::{Lane, Partition, Ticket};
 
 use crate::refusal::{self, Refusal as _};
 use crate::topics::Topic;
@@ -15,12 +15,15 @@ pub(crate) async fn ingest(
     partition: &Partition,
     batch: RecordBatch,
     acks: Acks,
+    lane: &Lane,
 ) -> Result<Ticket, WireError> {
     let (limit, compression) = {
         let config = topic.config.load();
         (config.max_message_bytes as usize, config.compression_type)
     };
-    check(topic, &batch, limit)?;
+    let batch = check(topic, batch, limit).await?;
+    // A deployment is answered once no batch is on its way past the chain that it replaced.
+    let _passing = topic.passing.read().await;
     let transformed = transform(topic, partition, batch).await?;
     let stored = match compression {
         Some(wanted) if wanted != transformed.header().compression() => {
@@ -30,13 +33,12 @@ pub(crate) async fn ingest(
     };
     // What a transform made of it must fit too.
     check_size(topic, stored.bytes().len(), limit)?;
-    partition.append(stored, acks).await.map_err(|error| error.refusal())
+    partition.append(stored, acks, lane).await.map_err(|error| error.refusal())
 }
 
-fn check(topic: &Topic, batch: &RecordBatch, limit: usize) -> Result<(), WireError> {
+async fn check(topic: &Topic, batch: RecordBatch, limit: usize) -> Result<RecordBatch, WireError> {
     check_size(topic, batch.bytes().len(), limit)?;
-    batch.validate().map_err(|error| error.refusal())?;
-    let header = batch.header();
+    let header = *batch.header();
     if !header.is_dense() {
         return Err(WireError::new(
             ErrorCode::CorruptBatch,
@@ -49,7 +51,14 @@ fn check(topic: &Topic, batch: &RecordBatch, limit: usize) -> Result<(), WireErr
             "control and transactional batches are not taken from producers",
         ));
     }
-    Ok(())
+    if header.compression() == Compression::None {
+        return batch.validate().map(|()| batch).map_err(|error| error.refusal());
+    }
+    // What is small on the wire may be large: the network's threads do not wait for it.
+    let checked = tokio::task::spawn_blocking(move || batch.validate().map(|()| batch)).await;
+    checked
+        .map_err(|error| WireError::new(ErrorCode::Internal, error.to_string()))?
+        .map_err(|error| error.refusal())
 }
 
 fn check_size(topic: &Topic, bytes: usize, limit: usize) -> Result<(), WireError> {

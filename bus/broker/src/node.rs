@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use bus_metadata::{Applied, Command, Metadata};
 use bus_protocol::{Clock, ErrorCode, NodeId, WireError};
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 
 use crate::blobs::Blobs;
 use crate::data_dir::DataDir;
@@ -35,6 +35,8 @@ pub(crate) struct Node {
     pub(crate) logs: bus_log::Env,
     /// The index of the image that this node runs: everything it asks for is started, or said to be offline.
     pub(crate) reconciled: watch::Sender<u64>,
+    /// A place for each module that is taken in and compiled at once.
+    pub(crate) uploads: Semaphore,
     pub(crate) stop: watch::Sender<bool>,
     pub(crate) ready: AtomicBool,
 }

@@ -39,6 +39,8 @@ impl Reconciler {
         let mut images = self.node.metadata.watch();
         let stopping = self.node.stopping();
         tokio::pin!(stopping);
+        let first = Arc::clone(&images.borrow());
+        self.finish_deletions(first).await;
         loop {
             let image = Arc::clone(&images.borrow_and_update());
             self.reconcile(&image).await;
@@ -47,6 +49,28 @@ impl Reconciler {
                 changed = images.changed() => if changed.is_err() { return },
                 () = &mut stopping => return,
             }
+        }
+    }
+
+    /// Removes the folders of topics whose deletion a crash cut short. A topic's id is its place in the metadata log:
+    /// one that lies ahead of the image was not deleted, the metadata was lost, and nothing is touched.
+    async fn finish_deletions(&self, image: Arc<MetadataImage>) {
+        let topics = self.node.data.topics();
+        let swept = self.node.blocking(move || {
+            for entry in std::fs::read_dir(&topics)? {
+                let entry = entry?;
+                let name = entry.file_name();
+                let id = name.to_str().and_then(|name| name.rsplit_once('@')?.1.parse().ok()).map(TopicId);
+                match id {
+                    Some(id) if image.topic_by_id(id).is_some() => {}
+                    Some(id) if id.0 <= image.index() => std::fs::remove_dir_all(entry.path())?,
+                    _ => tracing::error!(folder = %entry.path().display(), "the metadata does not know this folder"),
+                }
+            }
+            Ok::<_, std::io::Error>(())
+        });
+        if let Err(error) = swept.await {
+            tracing::warn!(%error, "folders of deleted topics were not removed");
         }
     }
 
@@ -63,9 +87,10 @@ impl Reconciler {
                     config: ArcSwap::from_pointee(wanted.config.clone()),
                     partitions: ArcSwap::default(),
                     chain: ArcSwap::from_pointee(Err("the topic's functions are being loaded".to_owned())),
+                    passing: tokio::sync::RwLock::default(),
                 })
             });
-            topic.chain.store(Arc::new(self.node.functions.chain(image, &topic.name)));
+            topic.set_chain(self.node.functions.chain(image, &topic.name)).await;
             if **topic.config.load() != wanted.config {
                 topic.config.store(Arc::new(wanted.config.clone()));
             }
@@ -98,8 +123,8 @@ impl Reconciler {
             }
             self.roles.retain(|(id, _), _| *id != topic.id);
             let folder = self.node.data.topics().join(topic_folder(&topic.name, topic.id));
-            if let Err(error) = std::fs::remove_dir_all(&folder) {
-                tracing::warn!(folder = %folder.display(), %error, "a deleted topic's folder was not removed");
+            if let Err(error) = self.node.blocking(move || std::fs::remove_dir_all(folder)).await {
+                tracing::warn!(topic = %topic.name, %error, "a deleted topic's folder was not removed");
             }
             tracing::info!(topic = %topic.name, "topic deleted");
         }

@@ -16,7 +16,7 @@ impl Refusal for AppendError {
         let code = match &self {
             Self::NotEnoughReplicas { .. } => ErrorCode::NotEnoughReplicas,
             Self::Full => ErrorCode::StorageFull,
-            Self::Refused(_) => ErrorCode::InvalidRequest,
+            Self::Behind => ErrorCode::Busy,
             Self::Offline(_) => ErrorCode::StorageFailed,
             Self::Closed => ErrorCode::NotLeader,
         };

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use bus_protocol::{ErrorCode, NodeId, StreamKind, WireError, limits};
-use bus_transport::{Connection, Endpoint, Opening};
-use tokio::sync::Semaphore;
+use bus_transport::{Connection, Endpoint, Opening, RecvStream};
+use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::task::JoinSet;
 
 use crate::handler;
@@ -43,15 +43,17 @@ pub(crate) async fn serve(endpoint: Endpoint, node: Arc<Node>) {
 async fn serve_connection(connection: Connection, node: Arc<Node>) {
     node.metrics.connections.increment(1.0);
     let peer = connection.peer_node();
+    // What this connection sends half takes memory: of this, and no more.
+    let room = Arc::new(Semaphore::new(limits::CONNECTION_FRAME_BYTES));
     // Streams end with their connection.
     let mut streams = JoinSet::new();
     loop {
         tokio::select! {
             stream = connection.accept() => match stream {
                 Ok(opening) => {
-                    let node = Arc::clone(&node);
+                    let (node, room) = (Arc::clone(&node), Arc::clone(&room));
                     streams.spawn(async move {
-                        if let Err(error) = serve_stream(opening, peer, &node).await {
+                        if let Err(error) = serve_stream(opening, peer, &room, &node).await {
                             tracing::debug!(%error, "stream ended");
                         }
                     });
@@ -70,12 +72,13 @@ async fn serve_connection(connection: Connection, node: Arc<Node>) {
 async fn serve_stream(
     opening: Opening,
     peer: Option<NodeId>,
+    room: &Semaphore,
     node: &Arc<Node>,
 ) -> Result<(), bus_transport::Error> {
     let (kind, mut send, recv) = opening.accept().await?;
     match kind {
-        StreamKind::Request => handler::request::serve(node, send, recv).await,
-        StreamKind::Produce => handler::produce::serve(node, send, recv).await,
+        StreamKind::Request => handler::request::serve(node, room, send, recv).await,
+        StreamKind::Produce => handler::produce::serve(node, room, send, recv).await,
         StreamKind::Fetch => handler::fetch::serve(node, send, recv).await,
         StreamKind::Discard => bus_transport::drain(send, recv).await.map(drop),
         // The peer's certificate is of this cluster's CA, or there is none: only brokers have one.
@@ -87,4 +90,15 @@ async fn serve_stream(
             send.finish()
         }
     }
+}
+
+/// Waits until the connection has room for the next frame of `recv`; `None` where the stream ends. The room is
+/// taken for as long as the permit lives.
+pub(crate) async fn room_for_frame<'a>(
+    room: &'a Semaphore,
+    recv: &mut RecvStream,
+) -> Result<Option<SemaphorePermit<'a>>, bus_transport::Error> {
+    let Some(length) = recv.frame_length().await? else { return Ok(None) };
+    let permits = u32::try_from(length.min(limits::CONNECTION_FRAME_BYTES)).unwrap_or(u32::MAX);
+    room.acquire_many(permits).await.map(Some).map_err(|_| bus_transport::Error::LocallyClosed)
 }

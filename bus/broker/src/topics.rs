@@ -23,6 +23,8 @@ pub(crate) struct Topic {
     pub(crate) partitions: ArcSwap<Vec<Served>>,
     /// The transforms on the topic's way in, or why they cannot run: then nothing may come in.
     pub(crate) chain: ArcSwap<Result<Chain, String>>,
+    /// Held for reading by each batch from before it looks at the chain until it is ordered.
+    pub(crate) passing: tokio::sync::RwLock<()>,
 }
 
 /// One partition of a topic, as seen from this node.
@@ -91,6 +93,14 @@ impl Topic {
 }
 
 impl Topic {
+    /// Puts other transforms on the topic's way in. When it returns, no batch is under way through the old ones.
+    pub(crate) async fn set_chain(&self, chain: Result<Chain, String>) {
+        let before = self.chain.swap(Arc::new(chain));
+        if !same(&before, &self.chain.load()) {
+            drop(self.passing.write().await);
+        }
+    }
+
     /// The partitions of it that this node leads.
     pub(crate) fn led(&self) -> Vec<Partition> {
         let partitions = self.partitions.load();
@@ -99,6 +109,16 @@ impl Topic {
             Served::Offline(_) | Served::Elsewhere => None,
         });
         led.collect()
+    }
+}
+
+fn same(before: &Result<Chain, String>, after: &Result<Chain, String>) -> bool {
+    match (before, after) {
+        (Ok(before), Ok(after)) => {
+            let (before, after) = (before.functions(), after.functions());
+            before.len() == after.len() && before.iter().zip(after).all(|(a, b)| Arc::ptr_eq(a, b))
+        }
+        _ => false,
     }
 }
 

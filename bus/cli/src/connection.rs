@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use anyhow::Context as _;
 use bus_client::{Client, ClientBuilder, Trust};
 
 use crate::args::Global;
@@ -23,5 +22,5 @@ pub(crate) fn builder(global: &Global) -> ClientBuilder {
 
 /// Connects to the cluster that the flags name.
 pub(crate) async fn connect(global: &Global) -> anyhow::Result<Client> {
-    builder(global).connect().await.with_context(|| format!("no broker answers at {}", global.server))
+    Ok(builder(global).connect().await?)
 }

@@ -92,7 +92,8 @@ fn options(args: Start) -> anyhow::Result<Options> {
 /// Parses a settings file; an error names the line, and for a misspelt setting the nearest that exists.
 fn parse(text: &str) -> anyhow::Result<Options> {
     toml::from_str(text).map_err(|error: toml::de::Error| {
-        let line = error.span().map_or(1, |span| text[..span.start.min(text.len())].lines().count().max(1));
+        let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
+        let line = before.matches('\n').count() + 1;
         let mut why = error.message().to_owned();
         if let Some(nearest) = nearest(&why) {
             why = format!("{}: did you mean {nearest}?", why.split(", expected").next().unwrap_or(&why));

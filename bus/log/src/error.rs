@@ -95,6 +95,11 @@ impl Error {
         }
     }
 
+    /// A sync that failed, for whatever reason: never `Full`, which promises that nothing was stored.
+    pub(crate) fn failed_sync(path: &Path, source: io::Error) -> Self {
+        Self::Io { what: "sync", path: path.to_owned(), source: Arc::new(source) }
+    }
+
     pub(crate) fn damaged(file: &Path, position: u64, offset: Offset, why: impl Into<String>) -> Self {
         Self::Damaged { file: file.to_owned(), position, offset, why: why.into() }
     }

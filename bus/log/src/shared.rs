@@ -71,14 +71,14 @@ impl Shared {
         self.usable()?;
         let created = self.created.load(Ordering::Acquire);
         if let Some((file, path)) = file {
-            file.sync_data().map_err(|error| self.poison(Error::io("sync", path, error)))?;
+            file.sync_data().map_err(|error| self.poison(Error::failed_sync(path, error)))?;
         }
         if created > self.created_synced.load(Ordering::Acquire) {
             let storage = &self.env.storage;
-            storage.sync_dir(&self.dir).map_err(|error| self.poison(Error::io("sync", &self.dir, error)))?;
+            storage.sync_dir(&self.dir).map_err(|error| self.poison(Error::failed_sync(&self.dir, error)))?;
             let mut saved = self.saved();
             if let Some(parent) = self.dir.parent().filter(|_| !saved.parent_synced) {
-                storage.sync_dir(parent).map_err(|error| self.poison(Error::io("sync", parent, error)))?;
+                storage.sync_dir(parent).map_err(|error| self.poison(Error::failed_sync(parent, error)))?;
                 saved.parent_synced = true;
             }
             self.created_synced.fetch_max(created, Ordering::AcqRel);

@@ -65,6 +65,15 @@ impl FunctionSpec {
                 limits::FUNCTION_NAME_BYTES
             ));
         }
+        if let Some(internal) = self.outputs.iter().chain(&self.dead_letter).find(|topic| topic.is_internal())
+        {
+            return Err(format!("topic {internal} is the cluster's own: functions do not write there"));
+        }
+        if name.starts_with("__") {
+            return Err(format!(
+                "function name {name:?} is not valid: names that begin with __ are the cluster's own"
+            ));
+        }
         if !(1 << 20..=1 << 30).contains(&self.memory_bytes) {
             return Err(format!("memory of {} bytes is out of range: 1MiB to 1GiB", self.memory_bytes));
         }

@@ -20,14 +20,20 @@ pub const HEADERS_PER_RECORD: usize = 1 << 12;
 pub const PARTITIONS_PER_TOPIC: u32 = 10_000;
 /// Batches of one produce stream that may be on their way to the disk before the broker stops reading it.
 pub const PRODUCE_BATCHES_IN_FLIGHT: usize = 64;
-/// Bytes of one produce stream that may be on their way to the disk before the broker stops reading it.
-pub const PRODUCE_BYTES_IN_FLIGHT: usize = 16 << 20;
 /// The most that one push on a fetch stream carries, unless a single batch is larger.
 pub const FETCH_PUSH_BYTES: usize = 1 << 20;
 /// Streams that one connection may hold open at once in each direction.
 pub const STREAMS_PER_CONNECTION: u32 = 4_096;
 /// Connections that one broker serves at once.
 pub const CONNECTIONS: usize = 4_096;
+/// Bytes of frames that one connection may have half sent, over all its streams. At least the largest frame.
+pub const CONNECTION_FRAME_BYTES: usize = PAYLOAD_BYTES + CONTROL_BYTES;
+/// The largest request whose payload needs no place among the uploads.
+pub const SMALL_REQUEST_BYTES: usize = 2 * CONTROL_BYTES;
+/// Modules that a broker takes in and compiles at once.
+pub const UPLOADS: usize = 2;
+/// How long a request may take to arrive, in seconds.
+pub const REQUEST_SECONDS: u64 = 60;
 /// The longest name of a function.
 pub const FUNCTION_NAME_BYTES: usize = 128;
 /// Configuration entries of one function, and of one topic.

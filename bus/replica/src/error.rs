@@ -16,9 +16,9 @@ pub enum AppendError {
     /// The disk is full: nothing was stored.
     #[error("the disk is full: nothing was stored; free space, or lower the topic's retention")]
     Full,
-    /// The log refused the batch: nothing was stored.
-    #[error("{0}")]
-    Refused(String),
+    /// A batch before it on the same stream was refused: nothing was stored.
+    #[error("a batch before it on the same stream was refused: send both again, in order")]
+    Behind,
     /// The partition's storage failed. Whether this batch is stored is not known.
     #[error("the partition is offline: {0}")]
     Offline(String),

@@ -20,4 +20,4 @@ mod partition;
 
 pub use error::{AppendError, OpenError};
 pub use leader::{Leader, NotEnoughReplicas};
-pub use partition::{Partition, Role, Runtime, Ticket};
+pub use partition::{Lane, Partition, Role, Runtime, Ticket};

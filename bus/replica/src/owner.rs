@@ -10,7 +10,7 @@ use tokio::task::JoinHandle;
 
 use crate::AppendError;
 use crate::leader::{Leader, NotEnoughReplicas};
-use crate::partition::{Role, Runtime};
+use crate::partition::{Lane, Role, Runtime};
 
 /// Events taken from the queue at once: one group of writes.
 const GROUP: usize = 256;
@@ -32,6 +32,7 @@ pub(crate) struct Append {
     pub(crate) batch: AppendBatch,
     pub(crate) bytes: usize,
     pub(crate) acks: Acks,
+    pub(crate) lane: Lane,
     pub(crate) answer: oneshot::Sender<Result<ProduceAck, AppendError>>,
     pub(crate) permit: OwnedSemaphorePermit,
 }
@@ -144,19 +145,13 @@ impl Owner {
         }
         let mut batches = Vec::with_capacity(appends.len());
         let mut waiting = Vec::with_capacity(appends.len());
-        for append in appends {
-            let admitted = match self.offline.get() {
-                Some(why) => Err(AppendError::Offline(why.clone())),
-                None => self.leader.admit(append.acks).map_err(|NotEnoughReplicas { in_sync, wanted }| {
-                    AppendError::NotEnoughReplicas { in_sync, wanted }
-                }),
-            };
-            match admitted {
+        for Append { batch, bytes, acks, lane, answer, permit } in appends {
+            match self.admit(acks, &lane) {
                 Ok(()) => {
-                    batches.push(append.batch);
-                    waiting.push((append.acks, append.answer, append.permit, append.bytes));
+                    batches.push(batch);
+                    waiting.push((acks, lane, answer, permit, bytes));
                 }
-                Err(error) => drop(append.answer.send(Err(error))),
+                Err(error) => refuse(&lane, answer, error),
             }
         }
         if batches.is_empty() {
@@ -164,21 +159,39 @@ impl Owner {
         }
         let (appended, failed) = match self.log.append_all(batches, self.leader.epoch()) {
             Ok(appended) => (appended, None),
-            Err(PartialAppend { appended, error }) => (appended, Some(self.storage_error(&error))),
+            Err(PartialAppend { appended, error }) => (appended, Some(error)),
         };
         self.active |= !appended.is_empty();
         let mut waiting = waiting.into_iter();
-        for (appended, (acks, answer, permit, bytes)) in appended.iter().zip(waiting.by_ref()) {
+        for (appended, (acks, _, answer, permit, bytes)) in appended.iter().zip(waiting.by_ref()) {
             self.unsynced += bytes;
             let ack = ProduceAck { base_offset: appended.base_offset, append_time: appended.append_time };
             self.leader.appended(appended.last_offset + 1, acks, Written { answer, ack, _permit: permit });
         }
-        for (_, answer, ..) in waiting {
-            drop(answer.send(Err(failed.clone().unwrap_or(AppendError::Closed))));
-        }
         if self.role.config.durability == Durability::Replicated {
             self.stored(self.log.log_end());
         }
+        let Some(error) = failed else { return };
+        let refusal = match error {
+            bus_log::Error::Full { .. } => AppendError::Full,
+            error => self.go_offline(&error),
+        };
+        for (_, lane, answer, ..) in waiting {
+            refuse(&lane, answer, refusal.clone());
+        }
+    }
+
+    /// Whether an append may be ordered now.
+    fn admit(&self, acks: Acks, lane: &Lane) -> Result<(), AppendError> {
+        if let Some(why) = self.offline.get() {
+            return Err(AppendError::Offline(why.clone()));
+        }
+        if lane.is_broken() {
+            return Err(AppendError::Behind);
+        }
+        self.leader.admit(acks).map_err(|NotEnoughReplicas { in_sync, wanted }| {
+            AppendError::NotEnoughReplicas { in_sync, wanted }
+        })
     }
 
     fn configure(&mut self, role: Role) {
@@ -218,17 +231,14 @@ impl Owner {
     }
 
     fn synced(&mut self, (synced, covered): (Result<Offset, bus_log::Error>, usize)) {
+        // Once offline, everybody has been told that it is not known what is stored.
+        if self.offline.get().is_some() {
+            return;
+        }
         self.unsynced -= covered;
         match synced {
-            Ok(until) => {
-                self.stored(until);
-            }
-            Err(error) => {
-                let refusal = self.storage_error(&error);
-                for written in self.leader.abandon() {
-                    drop(written.answer.send(Err(refusal.clone())));
-                }
-            }
+            Ok(until) => self.stored(until),
+            Err(error) => drop(self.go_offline(&error)),
         }
     }
 
@@ -237,14 +247,17 @@ impl Owner {
         publish(&self.leader, &self.high_watermark, answered);
     }
 
-    fn storage_error(&mut self, error: &bus_log::Error) -> AppendError {
-        let refusal = refusal(error);
-        if let AppendError::Offline(why) = &refusal
-            && self.offline.set(why.clone()).is_ok()
-        {
+    /// Takes nothing any more, and answers all who wait; their batches' permits go back to the others.
+    fn go_offline(&mut self, error: &bus_log::Error) -> AppendError {
+        let why = error.to_string();
+        if self.offline.set(why.clone()).is_ok() {
             tracing::error!(log = %self.log.dir().display(), %error, "partition goes offline");
         }
-        refusal
+        self.unsynced = 0;
+        for written in self.leader.abandon() {
+            drop(written.answer.send(Err(AppendError::Offline(why.clone()))));
+        }
+        AppendError::Offline(why)
     }
 
     async fn stop(mut self, stop: Option<(bool, oneshot::Sender<Result<(), AppendError>>)>) {
@@ -295,6 +308,13 @@ async fn finished(
         Ok(synced) => (synced, covered),
         Err(panic) => std::panic::resume_unwind(panic.into_panic()),
     }
+}
+
+/// Refuses an append, and with it all that come behind it in its lane.
+fn refuse(lane: &Lane, answer: oneshot::Sender<Result<ProduceAck, AppendError>>, error: AppendError) {
+    lane.break_off();
+    // A producer that went away does not want to know.
+    drop(answer.send(Err(error)));
 }
 
 fn refusal(error: &bus_log::Error) -> AppendError {

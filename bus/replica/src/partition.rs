@@ -2,6 +2,7 @@
 
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
 
@@ -53,6 +54,22 @@ pub struct Partition {
     budget: Arc<Semaphore>,
 }
 
+/// Appends that belong behind each other: a produce stream's. Once one of them is refused by the partition, so are
+/// those behind it, until the stream begins anew: what is sent again must not come after what was sent later.
+#[derive(Clone, Debug, Default)]
+pub struct Lane(Arc<AtomicBool>);
+
+impl Lane {
+    pub(crate) fn is_broken(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    /// Only the partition's owner does this, and only it asks: no other memory hangs on it.
+    pub(crate) fn break_off(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 /// The second stage of an append: resolves once the batch is committed as its `acks` wants, or failed. Dropping
 /// it takes nothing back.
 #[derive(Debug)]
@@ -80,16 +97,22 @@ impl Partition {
 
     /// Orders a batch: appends are stored in the order in which this was called and awaited. Waits while the queue or the
     /// budget is full. The batch's base offset and leader epoch are set here, whatever they were.
-    pub async fn append(&self, batch: RecordBatch, acks: Acks) -> Result<Ticket, AppendError> {
+    pub async fn append(&self, batch: RecordBatch, acks: Acks, lane: &Lane) -> Result<Ticket, AppendError> {
         let bytes = batch.bytes().len();
         // The budget is at least one of the largest batches, so this waits for others only.
         let permits = u32::try_from(bytes).unwrap_or(u32::MAX);
         let permit =
             Arc::clone(&self.budget).acquire_many_owned(permits).await.map_err(|_| AppendError::Closed)?;
         let (answer, ticket) = oneshot::channel();
-        let append = Append { batch: AppendBatch::from(batch), bytes, acks, answer, permit };
+        let lane = lane.clone();
+        let append = Append { batch: AppendBatch::from(batch), bytes, acks, lane, answer, permit };
         self.events.send(Event::Append(append)).await.map_err(|_| AppendError::Closed)?;
         Ok(Ticket(ticket))
+    }
+
+    /// Whether both are handles of the same running partition.
+    pub fn same_as(&self, other: &Self) -> bool {
+        self.events.same_channel(&other.events)
     }
 
     /// Its number within its topic.

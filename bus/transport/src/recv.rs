@@ -31,6 +31,8 @@ pub struct RecvStream {
 #[derive(Debug)]
 enum State {
     Header,
+    /// The header is read, and nothing behind it.
+    Begun(FrameHeader),
     Control(FrameHeader),
     Payload(FrameHeader, Bytes),
     /// A frame that the reader did not want: bytes of it that are still to come.
@@ -45,6 +47,24 @@ impl RecvStream {
     /// The next frame, whose payload may be as long as the protocol allows. See [`RecvStream::read_frame_within`].
     pub async fn read_frame<T: DeserializeOwned>(&mut self) -> Result<Option<(T, Bytes)>, Error> {
         self.read_frame_within(limits::PAYLOAD_BYTES).await
+    }
+
+    /// How many bytes the next frame takes in memory, before they are read: so that the reader can make sure that there
+    /// is room. `None` where the stream ends. Cancel-safe.
+    pub async fn frame_length(&mut self) -> Result<Option<usize>, Error> {
+        loop {
+            match &mut self.state {
+                State::Skip(0) => self.state = State::Header,
+                State::Skip(_) => self.skip().await?,
+                State::Header => {
+                    let Some(bytes) = self.read_array().await? else { return Ok(None) };
+                    self.state = State::Begun(FrameHeader::decode(bytes)?);
+                }
+                State::Begun(header) | State::Control(header) | State::Payload(header, _) => {
+                    return Ok(Some(header.control() + header.payload()));
+                }
+            }
+        }
     }
 
     /// The next frame: its control part, and its payload, which was copied once. `None` where the stream ends.
@@ -62,7 +82,10 @@ impl RecvStream {
                 State::Skip(_) => self.skip().await?,
                 State::Header => {
                     let Some(bytes) = self.read_array().await? else { return Ok(None) };
-                    let header = FrameHeader::decode(bytes)?;
+                    self.state = State::Begun(FrameHeader::decode(bytes)?);
+                }
+                State::Begun(header) => {
+                    let header = *header;
                     if header.payload() > limit {
                         self.state = State::Skip(header.control() + header.payload());
                         return Err(Error::PayloadTooLarge { bytes: header.payload(), limit });

@@ -9,7 +9,7 @@ use bus_function::{Emission, EmittedRecord, OffsetStore, PortError, Sink, SinkEr
 use bus_protocol::batch::{BatchBuilder, Compression, RecordBatch, split};
 use bus_protocol::produce::Acks;
 use bus_protocol::{ErrorCode, Offset, PartitionId, TopicPartition, WireError, partition_for_key};
-use bus_replica::{Partition, Ticket};
+use bus_replica::{Lane, Partition, Ticket};
 
 use crate::handler::fetch;
 use crate::ingest::ingest;
@@ -118,7 +118,7 @@ impl TopicSink {
 
 async fn store(topic: &Topic, number: PartitionId, batch: BatchBuilder) -> Result<Ticket, WireError> {
     let batch = batch.build_batch().map_err(|error| error.refusal())?;
-    ingest(topic, &topic.partition(number)?, batch, Acks::All).await
+    ingest(topic, &topic.partition(number)?, batch, Acks::All, &Lane::default()).await
 }
 
 #[async_trait]

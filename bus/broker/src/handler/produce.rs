@@ -13,13 +13,14 @@ use std::time::Duration;
 use bus_protocol::batch::RecordBatch;
 use bus_protocol::produce::{Acks, ProduceAnswer, ProduceOpen, ProduceOpened};
 use bus_protocol::{ErrorCode, WireError, limits};
-use bus_replica::{Partition, Ticket};
+use bus_replica::{Lane, Partition, Ticket};
 use bus_transport::{RecvStream, SendStream};
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 
 use crate::ingest::{ingest, too_large};
 use crate::node::Node;
 use crate::refusal::Refusal as _;
+use crate::server::room_for_frame;
 use crate::topics::Topic;
 
 /// A batch on its way: refused already, or ordered.
@@ -32,6 +33,7 @@ struct Underway {
 
 pub(crate) async fn serve(
     node: &Arc<Node>,
+    room: &Semaphore,
     mut send: SendStream,
     mut recv: RecvStream,
 ) -> Result<(), bus_transport::Error> {
@@ -44,7 +46,7 @@ pub(crate) async fn serve(
     let Ok((topic, partition)) = opened else { return send.finish() };
     let (queue, underway) = mpsc::channel(limits::PRODUCE_BATCHES_IN_FLIGHT);
     let (read, written) = tokio::join!(
-        read_batches(node, &topic, &partition, open.acks, recv, queue),
+        read_batches(node, room, (&topic, &partition), open.acks, recv, queue),
         write_answers(node, open.acks, send, underway),
     );
     read.and(written)
@@ -62,13 +64,14 @@ fn open_partition(node: &Node, open: &ProduceOpen) -> Result<(Arc<Topic>, Partit
 
 async fn read_batches(
     node: &Node,
-    topic: &Topic,
-    partition: &Partition,
+    room: &Semaphore,
+    (topic, partition): (&Topic, &Partition),
     acks: Acks,
     mut recv: RecvStream,
     queue: mpsc::Sender<Underway>,
 ) -> Result<(), bus_transport::Error> {
-    loop {
+    let lane = Lane::default();
+    while let Some(room) = room_for_frame(room, &mut recv).await? {
         let limit = topic.config.load().max_message_bytes as usize;
         let frame = recv.read_frame_within::<()>(limit).await;
         let since = node.clock.monotonic();
@@ -78,7 +81,7 @@ async fn read_batches(
                 match RecordBatch::parse(payload) {
                     Ok(batch) => {
                         let records = u64::from(batch.header().record_count.unsigned_abs());
-                        (ingest(topic, partition, batch, acks).await, records, bytes)
+                        (ingest(topic, partition, batch, acks, &lane).await, records, bytes)
                     }
                     Err(error) => (Err(error.refusal()), 0, bytes),
                 }
@@ -98,7 +101,9 @@ async fn read_batches(
             recv.stop(0);
             return Ok(());
         }
+        drop(room);
     }
+    Ok(())
 }
 
 async fn write_answers(

@@ -1,32 +1,46 @@
 //! A request stream: one request, one answer.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bus_protocol::request::{Answer, BrokerInfo, ClusterInfo, Request, Response};
-use bus_protocol::{ErrorCode, WireError};
+use bus_protocol::{ErrorCode, WireError, limits};
 use bus_transport::{RecvStream, SendStream};
 use bytes::Bytes;
+use tokio::sync::Semaphore;
 
 use super::{functions, topics};
 use crate::groups::Groups;
 use crate::node::Node;
+use crate::server::room_for_frame;
 
 pub(crate) async fn serve(
     node: &Arc<Node>,
+    room: &Semaphore,
     mut send: SendStream,
     mut recv: RecvStream,
 ) -> Result<(), bus_transport::Error> {
-    let answer = match recv.read_frame::<Request>().await {
-        Ok(Some((request, payload))) => {
+    let Some(_room) = room_for_frame(room, &mut recv).await? else { return Ok(()) };
+    // A module takes memory and time to compile: few at once, whoever sends them.
+    let _upload = match recv.frame_length().await? {
+        Some(length) if length > limits::SMALL_REQUEST_BYTES => node.uploads.acquire().await.ok(),
+        _ => None,
+    };
+    let within = Duration::from_secs(limits::REQUEST_SECONDS);
+    let answer = match tokio::time::timeout(within, recv.read_frame::<Request>()).await {
+        Ok(Ok(Some((request, payload)))) => {
             node.metrics.requests.increment(1);
             answer(node, request, payload).await
         }
-        Ok(None) => return Ok(()),
+        Ok(Ok(None)) => return Ok(()),
         // A message of a newer client is no reason to leave it without a word.
-        Err(bus_transport::Error::Frame(error)) => {
+        Ok(Err(bus_transport::Error::Frame(error))) => {
             Err(WireError::new(ErrorCode::InvalidRequest, format!("the request cannot be read: {error}")))
         }
-        Err(error) => return Err(error),
+        Ok(Err(error)) => return Err(error),
+        Err(_) => {
+            Err(WireError::new(ErrorCode::TimedOut, format!("the request did not arrive within {within:?}")))
+        }
     };
     if let Err(refused) = &answer {
         tracing::debug!(code = ?refused.code, error = %refused, "request refused");
