@@ -201,3 +201,63 @@ fn garbage_on_the_port_harms_nobody() {
     }
     still_serves(&broker);
 }
+
+#[test]
+fn components_that_want_what_functions_do_not_have() {
+    let broker = broker();
+    for (name, text, words) in [
+        (
+            "network",
+            r#"(component (import "wasi:http/outgoing-handler@0.2.0" (instance (export "f" (func)))))"#,
+            ["imports wasi:http/outgoing-handler@0.2.0", "no network"],
+        ),
+        ("surprise", r#"(component (import "surprise" (func)))"#, ["imports surprise", "do not have"]),
+        (
+            "both",
+            r#"(component (instance $i) (export "bus:function/transform@0.1.0" (instance $i))
+                (export "bus:function/consumer@0.1.0" (instance $i)))"#,
+            ["exports", "exactly one"],
+        ),
+    ] {
+        let file = broker.scratch().join(name);
+        fs::write(&file, wat::parse_str(text).unwrap()).unwrap();
+        let deploy = ["function", "deploy", name, file.to_str().unwrap(), "--transform", "t"];
+        let refused = broker.bus(deploy).run().unwrap().refused(1, &words);
+        refused.unwrap_or_else(|error| panic!("{name}: {error}"));
+    }
+    still_serves(&broker);
+}
+
+#[test]
+fn records_that_are_too_large_are_refused_and_their_neighbours_stored() {
+    let broker = broker();
+    let large = "x".repeat(5 << 20);
+    let input = format!("before\n{large}\nafter\n");
+    let refused = broker.bus(["produce", "t"]).stdin(input).run().unwrap();
+    refused.refused(1, &["1 of 3 records", "line 2", "over the limit of", "max.message.bytes"]).unwrap();
+    let read = broker.bus(["consume", "t", "--until", "end"]).run().unwrap().success().unwrap();
+    assert_eq!(read.text(), "one\nbefore\nafter\n");
+    still_serves(&broker);
+}
+
+#[test]
+fn brokers_whose_certificate_is_not_trusted() {
+    let (broker, other) = (broker(), broker());
+    let trust = tempfile::tempdir().unwrap();
+    let run = |arguments: &[&str]| {
+        let all: Vec<_> = ["topic", "list"].iter().chain(arguments).collect();
+        broker.bus(all).env("BUS_TRUST_DIR", trust.path()).run().unwrap()
+    };
+    run(&[]).refused(1, &["--ca"]).unwrap();
+    let ca_of = |broker: &BrokerProcess| {
+        let entry = fs::read_dir(broker.scratch().join("trust")).unwrap().next().unwrap();
+        entry.unwrap().path().to_str().unwrap().to_owned()
+    };
+    run(&["--ca", &ca_of(&other)]).refused(1, &["not trusted", "--ca"]).unwrap();
+    run(&["--ca", &ca_of(&broker)]).success().unwrap();
+    run(&["--insecure"]).success().unwrap();
+    let no_certificate = trust.path().join("empty.pem");
+    fs::write(&no_certificate, "nothing").unwrap();
+    run(&["--ca", no_certificate.to_str().unwrap()]).refused(1, &["empty.pem"]).unwrap();
+    still_serves(&broker);
+}

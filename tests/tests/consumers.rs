@@ -58,7 +58,7 @@ fn records_that_a_function_fails_on_go_to_the_dead_letter_topic_and_the_rest_goe
         ("spin", "timeout", "timeout"),
         ("hog", "memory", "memory"),
         ("error", "error", "asked to fail"),
-        ("stray", "error", "stray"),
+        ("stray", "output", "stray"),
     ];
     // Among others in one batch, and alone in one.
     produce(&broker, "in", &["a", "poison", "b", "c", "spin", "d", "hog", "e", "error", "stray", "f"]);

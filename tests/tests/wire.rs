@@ -15,13 +15,22 @@ use bytes::Bytes;
 
 const DEADLINE: Duration = Duration::from_secs(30);
 
-/// A broker that loses patience soon, with a topic `t` that takes batches of up to 1 MiB and holds one record.
+/// A broker with a topic `t` that takes batches of up to 1 MiB and holds one record.
 fn broker() -> BrokerProcess {
+    start(BrokerProcess::builder())
+}
+
+/// One that loses patience with silent streams soon.
+fn impatient() -> BrokerProcess {
     let folder = tempfile::tempdir().unwrap();
     let settings = folder.path().join("bus.toml");
     std::fs::write(&settings, "[transport]\npreamble_timeout_ms = 200\n").unwrap();
     let config = ["--config".to_owned(), settings.to_str().unwrap().to_owned()];
-    let broker = BrokerProcess::builder().arguments(config).start().unwrap();
+    start(BrokerProcess::builder().arguments(config))
+}
+
+fn start(builder: bus_testkit::Builder) -> BrokerProcess {
+    let broker = builder.start().unwrap();
     let create = ["topic", "create", "t", "--config", "max.message.bytes=1048576"];
     broker.bus(create).run().unwrap().success().unwrap();
     broker.bus(["produce", "t"]).stdin("one\n").run().unwrap().success().unwrap();
@@ -134,7 +143,7 @@ async fn garbage_on_a_stream_is_answered_and_the_connection_goes_on() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn half_a_stream_is_dropped_and_stores_nothing() {
-    let broker = broker();
+    let broker = impatient();
     let connection = connect(&broker).await;
     // Says too little, and then nothing.
     let (_send, mut recv) = raw(&connection, b"BU".to_vec()).await;
@@ -249,6 +258,35 @@ async fn readers_that_stall_hold_nobody_up() {
     let resident: u64 = resident.trim().trim_end_matches(" kB").parse().unwrap();
     // 8 connections with a send window of 8 MiB each, and what the broker holds for itself.
     assert!(resident < 600 << 10, "the broker holds {resident} kB for readers that stall");
+}
+
+/// Batches of very different sizes, in segments that are closed: wherever a reader starts, it finds its batch.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reader_may_start_anywhere_in_a_closed_segment() {
+    let mut broker = broker();
+    let alter = ["topic", "alter", "t", "--config", "segment.bytes=1048576"];
+    broker.bus(alter).run().unwrap().success().unwrap();
+    let connection = connect(&broker).await;
+    let (mut send, mut recv) = produce(&connection, 0).await;
+    within(recv.read_frame::<Result<ProduceOpened, WireError>>()).await.unwrap().unwrap().0.unwrap();
+    for offset in 1..=40 {
+        let size = [10, 400_000, 10, 20_000, 300_000][offset % 5];
+        send.write_frame(&(), &[batch(&vec![offset as u8; size])]).await.unwrap();
+        let (answer, _) = within(recv.read_frame::<ProduceAnswer>()).await.unwrap().unwrap();
+        assert_eq!(answer.unwrap().base_offset, offset as i64);
+    }
+    connection.close(bus_transport::Close::Done);
+    // Nothing is in memory any more.
+    assert!(broker.terminate().unwrap().success());
+    broker.restart().unwrap();
+    let connection = connect(&broker).await;
+    for from in 0..=40 {
+        let (_send, mut recv) = fetch(&connection, from, 1).await;
+        let (push, bytes) = within(recv.read_frame::<FetchPush>()).await.unwrap().unwrap();
+        assert!(matches!(push, FetchPush::Batches { .. }), "from {from}: {push:?}");
+        let first = bus_protocol::batch::split(bytes).next().unwrap().unwrap();
+        assert_eq!(first.header().base_offset, from);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

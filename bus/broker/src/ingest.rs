@@ -1,5 +1,6 @@
 //! The way of a batch into a partition, the same for producers and for functions that emit.
 
+use bus_function::ChainError;
 use bus_protocol::batch::{Compression, RecordBatch};
 use bus_protocol::produce::Acks;
 use bus_protocol::{ErrorCode, WireError};
@@ -7,6 +8,29 @@ use bus_replica::{Lane, Partition, Ticket};
 
 use crate::refusal::{self, Refusal as _};
 use crate::topics::Topic;
+
+/// Why a batch was not taken.
+#[derive(Debug)]
+pub(crate) enum Refused {
+    /// By a transform of the topic.
+    Transform(WireError, ChainError),
+    /// By anything else.
+    Other(WireError),
+}
+
+impl From<Refused> for WireError {
+    fn from(refused: Refused) -> Self {
+        match refused {
+            Refused::Transform(error, _) | Refused::Other(error) => error,
+        }
+    }
+}
+
+impl From<WireError> for Refused {
+    fn from(error: WireError) -> Self {
+        Self::Other(error)
+    }
+}
 
 /// Checks a batch, sends it through the topic's transforms and orders it: what is called first is stored first.
 /// The ticket resolves at the commit.
@@ -17,6 +41,17 @@ pub(crate) async fn ingest(
     acks: Acks,
     lane: &Lane,
 ) -> Result<Ticket, WireError> {
+    try_ingest(topic, partition, batch, acks, lane).await.map_err(WireError::from)
+}
+
+/// As [`ingest`], and tells a transform's refusals apart from others.
+pub(crate) async fn try_ingest(
+    topic: &Topic,
+    partition: &Partition,
+    batch: RecordBatch,
+    acks: Acks,
+    lane: &Lane,
+) -> Result<Ticket, Refused> {
     let (limit, compression) = {
         let config = topic.config.load();
         (config.max_message_bytes as usize, config.compression_type)
@@ -33,7 +68,7 @@ pub(crate) async fn ingest(
     };
     // What a transform made of it must fit too.
     check_size(topic, stored.bytes().len(), limit)?;
-    partition.append(stored, acks, lane).await.map_err(|error| error.refusal())
+    partition.append(stored, acks, lane).await.map_err(|error| error.refusal().into())
 }
 
 async fn check(topic: &Topic, batch: RecordBatch, limit: usize) -> Result<RecordBatch, WireError> {
@@ -76,11 +111,7 @@ pub(crate) fn too_large(topic: &Topic, bytes: usize, limit: usize) -> WireError 
     )
 }
 
-async fn transform(
-    topic: &Topic,
-    partition: &Partition,
-    batch: RecordBatch,
-) -> Result<RecordBatch, WireError> {
+async fn transform(topic: &Topic, partition: &Partition, batch: RecordBatch) -> Result<RecordBatch, Refused> {
     let chain = topic.chain.load_full();
     match &*chain {
         Ok(chain) if chain.is_empty() => Ok(batch),
@@ -88,7 +119,7 @@ async fn transform(
             .transform(&topic.name, partition.number(), batch)
             .await
             .map(|transformed| transformed.batch)
-            .map_err(|failed| refusal::transform(&topic.name, failed)),
-        Err(why) => Err(WireError::new(ErrorCode::FunctionFailed, why.clone())),
+            .map_err(|failed| Refused::Transform(refusal::transform(&topic.name, failed.clone()), failed)),
+        Err(why) => Err(WireError::new(ErrorCode::FunctionFailed, why.clone()).into()),
     }
 }

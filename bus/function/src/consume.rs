@@ -63,6 +63,18 @@ pub(crate) struct Portion {
     pub(crate) records: Vec<Range<usize>>,
 }
 
+impl Emission {
+    /// What its records take in memory, in bytes, about.
+    pub(crate) fn size(&self) -> usize {
+        let length = |part: &Option<Bytes>| part.as_ref().map_or(0, Bytes::len);
+        let size = |record: &EmittedRecord| {
+            let headers = record.headers.iter().map(|header| header.key.len() + length(&header.value));
+            size_of::<EmittedRecord>() + length(&record.key) + length(&record.value) + headers.sum::<usize>()
+        };
+        self.records.iter().map(size).sum()
+    }
+}
+
 impl Portion {
     /// The records of `batch` from the offset `from` on.
     pub(crate) fn new(batch: &RecordBatch, from: Offset) -> Result<Self, Failure> {
@@ -138,6 +150,13 @@ impl Function {
             Err(CallError::Backoff(retry_after)) => Err(ConsumeError::Backoff { retry_after }),
             Err(CallError::Stopped) => Err(ConsumeError::Stopped),
         }
+    }
+
+    /// Notes what stands in the way of the function's records, though no call failed: in its log, and as its last
+    /// error.
+    pub(crate) fn trouble(&self, what: &str) {
+        self.log_line("error", what);
+        self.counters.trouble(self.shared.clock.timestamp(), what.to_owned());
     }
 
     fn run_consumer(

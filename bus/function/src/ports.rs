@@ -20,6 +20,10 @@ pub enum PortError {
         /// The high watermark.
         end: Offset,
     },
+    /// What is stored cannot be read. Said once at error, shown as the function's last error, and asked again:
+    /// nothing is skipped.
+    #[error("{0}")]
+    Damaged(String),
     /// It is over: the partition moved or the broker stops. The processor ends.
     #[error("closed: {0}")]
     Closed(String),
@@ -40,11 +44,15 @@ pub trait Source: Send + Sync + 'static {
 /// Why records were not stored.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SinkError {
-    /// It may work later. The processor tries for ever.
+    /// It may work later, whatever the records are. The processor tries for ever.
     #[error("{0}")]
     Transient(String),
-    /// These records will never be stored: too large, refused by a transform, no such topic. The processor
-    /// treats it as a failure of the function's call.
+    /// A transform of a topic failed on the records: it may be theirs, or the machine's. The processor tries as
+    /// often as its function is to be retried, and then takes it for `Rejected`.
+    #[error("{0}")]
+    Failed(String),
+    /// These records will never be stored: too large, damaged, refused by a transform. The processor takes what
+    /// it emitted apart, until it is down to the record whose output is refused.
     #[error("{0}")]
     Rejected(String),
     /// It is over. The processor ends.
@@ -52,12 +60,48 @@ pub enum SinkError {
     Closed(String),
 }
 
+/// Which records of some emissions are committed, over all attempts to store them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Progress {
+    /// By the place of the emission; false for whatever lies beyond.
+    committed: Vec<Vec<bool>>,
+    count: usize,
+}
+
+impl Progress {
+    /// Whether the record at place `record` of the emission at place `emission` is committed.
+    pub fn is_committed(&self, emission: usize, record: usize) -> bool {
+        self.committed.get(emission).and_then(|records| records.get(record)).copied().unwrap_or(false)
+    }
+
+    /// Notes that this record is committed.
+    pub fn commit(&mut self, emission: usize, record: usize) {
+        if self.committed.len() <= emission {
+            self.committed.resize_with(emission + 1, Vec::new);
+        }
+        let records = &mut self.committed[emission];
+        if records.len() <= record {
+            records.resize(record + 1, false);
+        }
+        if !std::mem::replace(&mut records[record], true) {
+            self.count += 1;
+        }
+    }
+
+    /// How many records are committed.
+    pub fn count(&self) -> usize {
+        self.count
+    }
+}
+
 /// Where emitted records go.
 #[async_trait]
 pub trait Sink: Send + Sync + 'static {
-    /// Stores records, each topic's in their order (a partition by their keys), and returns once all are
-    /// committed. After an error some may have been stored.
-    async fn emit(&self, emissions: &[Emission]) -> Result<(), SinkError>;
+    /// Stores the records that are not committed by `progress`, each topic's in their order (a partition by
+    /// their keys), and returns once all are committed. After an error some may have been: `progress` says
+    /// which, so that the next attempt does only the rest. What follows a record in its partition is not
+    /// committed unless the record is.
+    async fn emit(&self, emissions: &[Emission], progress: &mut Progress) -> Result<(), SinkError>;
 }
 
 /// Committed offsets of groups.

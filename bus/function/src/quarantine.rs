@@ -10,7 +10,8 @@ use bytes::Bytes;
 
 use crate::consume::Portion;
 use crate::failure::{Failure, FailureKind};
-use crate::ports::{Sink, SinkError};
+use crate::ledger::Ledger;
+use crate::ports::{Progress, Sink, SinkError};
 use crate::processor::ProcessorError;
 use crate::{ConsumeError, Emission, EmittedRecord, Function};
 
@@ -29,7 +30,10 @@ pub(crate) struct Quarantine {
 /// What became of a call for good.
 pub(crate) enum Outcome<T> {
     Done(T),
+    /// The call failed.
     Failed(Failure),
+    /// What it emitted was refused.
+    Refused(Failure),
 }
 
 impl Quarantine {
@@ -59,43 +63,87 @@ impl Quarantine {
         }
     }
 
-    /// Gives `emissions` to the sink, for as long as it may work yet. Answers with why it never will.
-    pub(crate) async fn deliver(&self, emissions: &[Emission]) -> Result<Outcome<()>, ProcessorError> {
-        if emissions.is_empty() {
+    /// Gives what of `emissions` is not committed to the sink, for as long as it may work yet. Answers with why it
+    /// never will; `progress` says what is committed nevertheless.
+    pub(crate) async fn deliver(
+        &self,
+        emissions: &[Emission],
+        progress: &mut Progress,
+    ) -> Result<Outcome<()>, ProcessorError> {
+        if progress.count() >= emissions.iter().map(|emission| emission.records.len()).sum() {
             return Ok(Outcome::Done(()));
         }
-        let mut pause = SINK_PAUSE;
+        let refused = |why: String| {
+            let why = format!("what it emitted was refused: {why}");
+            Ok(Outcome::Refused(Failure::new(FailureKind::Output, why)))
+        };
+        let (mut pause, mut failed, mut said) = (SINK_PAUSE, 0, false);
         loop {
-            match self.sink.emit(emissions).await {
+            let before = progress.count();
+            let answer = self.sink.emit(emissions, progress).await;
+            if progress.count() > before {
+                (pause, failed) = (SINK_PAUSE, 0);
+            }
+            let why = match answer {
                 Ok(()) => return Ok(Outcome::Done(())),
-                Err(SinkError::Rejected(why)) => {
-                    let why = format!("what it emitted was refused: {why}");
-                    return Ok(Outcome::Failed(Failure::new(FailureKind::Output, why)));
-                }
+                Err(SinkError::Rejected(why)) => return refused(why),
                 Err(SinkError::Closed(why)) => return Err(ProcessorError::Closed(why)),
-                Err(SinkError::Transient(why)) => {
-                    tracing::debug!(function = self.function.spec().name, why, "emitted records wait");
-                    tokio::time::sleep(pause).await;
-                    pause = (pause * 2).min(SINK_PAUSE_LAST);
+                Err(SinkError::Failed(why)) if failed >= self.function.spec().retries => return refused(why),
+                Err(SinkError::Failed(why)) => {
+                    failed += 1;
+                    why
                 }
+                Err(SinkError::Transient(why)) => why,
+            };
+            tracing::debug!(function = self.function.spec().name, why, "emitted records wait");
+            if pause >= SINK_PAUSE_LAST && !std::mem::replace(&mut said, true) {
+                self.function.trouble(&format!("emitted records wait to be stored: {why}"));
             }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(SINK_PAUSE_LAST);
         }
     }
 
-    async fn attempt(&self, portion: &Portion, whole: bool) -> Result<Outcome<()>, ProcessorError> {
-        match self.consume(portion, whole).await? {
-            Outcome::Done(emissions) => self.deliver(&emissions).await,
-            Outcome::Failed(failure) => Ok(Outcome::Failed(failure)),
+    async fn attempt(
+        &self,
+        portion: &Portion,
+        whole: bool,
+        ledger: &mut Ledger,
+    ) -> Result<Outcome<()>, ProcessorError> {
+        let emissions = match self.consume(portion, whole).await? {
+            Outcome::Done(emissions) => emissions,
+            Outcome::Failed(failure) | Outcome::Refused(failure) => return Ok(Outcome::Failed(failure)),
+        };
+        let mut progress = ledger.recall(&emissions);
+        let outcome = self.deliver(&emissions, &mut progress).await?;
+        // A single record is not taken apart any more: it goes to the dead-letter topic, and never comes again.
+        let comes_again = whole || portion.records.len() > 1;
+        if comes_again && matches!(outcome, Outcome::Refused(_)) {
+            ledger.note(emissions, &progress);
         }
+        Ok(outcome)
     }
 
-    /// Sees a portion through that failed once: tries it again, `retries` times, then takes it apart.
+    /// Sees a portion through whose call failed once: tries it again, `retries` times, then takes it apart.
     pub(crate) async fn see_through(&self, portion: Portion) -> Result<(), ProcessorError> {
+        let mut ledger = Ledger::default();
         for _ in 0..self.function.spec().retries {
-            if let Outcome::Done(()) = self.attempt(&portion, true).await? {
-                return Ok(());
+            match self.attempt(&portion, true, &mut ledger).await? {
+                Outcome::Done(()) => return Ok(()),
+                Outcome::Failed(_) => {}
+                // The same call emits the same: no need to see it refused again.
+                Outcome::Refused(_) => break,
             }
         }
+        self.take_apart(portion, &mut ledger).await
+    }
+
+    /// Finds the records of a portion that fail, or whose output is refused. `ledger`: what it emitted before.
+    pub(crate) async fn take_apart(
+        &self,
+        portion: Portion,
+        ledger: &mut Ledger,
+    ) -> Result<(), ProcessorError> {
         // Halves on a stack, the earlier one on top: order is kept, and a culprit among n records costs about
         // 2 log2 n calls.
         let mut stack = vec![portion];
@@ -103,7 +151,10 @@ impl Quarantine {
             if portion.records.is_empty() {
                 continue;
             }
-            let Outcome::Failed(failure) = self.attempt_part(&portion).await? else { continue };
+            let failure = match self.attempt_part(&portion, ledger).await? {
+                Outcome::Done(()) => continue,
+                Outcome::Failed(failure) | Outcome::Refused(failure) => failure,
+            };
             if portion.records.len() == 1 {
                 self.dead_letter(&portion, &failure).await?;
                 continue;
@@ -116,10 +167,14 @@ impl Quarantine {
     }
 
     /// Time is the machine's, not the record's: a single record that only ran out of time gets its retries, too.
-    async fn attempt_part(&self, portion: &Portion) -> Result<Outcome<()>, ProcessorError> {
+    async fn attempt_part(
+        &self,
+        portion: &Portion,
+        ledger: &mut Ledger,
+    ) -> Result<Outcome<()>, ProcessorError> {
         let mut retries = self.function.spec().retries;
         loop {
-            match self.attempt(portion, false).await? {
+            match self.attempt(portion, false, ledger).await? {
                 Outcome::Failed(failure)
                     if failure.kind == FailureKind::Timeout && portion.records.len() == 1 && retries > 0 =>
                 {
@@ -146,23 +201,31 @@ impl Quarantine {
         self.function.counters.count(0, 0, 1);
         let place = format!("{}-{} offset {offset}", self.topic, self.partition);
         let mut letter = Emission { topic, records: vec![record.1] };
-        if let Outcome::Failed(refused) = self.deliver(std::slice::from_ref(&letter)).await? {
+        if let Some(refused) = self.send(&letter).await? {
             // Too large with what we add to it, most likely. Where it came from is what must not be lost.
             tracing::warn!(function = spec.name, %refused, place, "dead-letter topic refused a record");
             for record in &mut letter.records {
                 record.value = None;
                 record.headers.retain(|header| header.key.starts_with(b"bus."));
             }
-            if let Outcome::Failed(refused) = self.deliver(std::slice::from_ref(&letter)).await? {
+            if let Some(refused) = self.send(&letter).await? {
                 let line = format!("record {place} failed ({failure}) and was not dead-lettered: {refused}");
                 tracing::error!(function = spec.name, "{line}");
-                self.function.log_line("error", &line);
+                self.function.trouble(&line);
                 return Ok(());
             }
         }
         let topic = &letter.topic;
         self.function.log_line("error", &format!("record {place} went to {topic}: {failure}"));
         Ok(())
+    }
+
+    /// Answers with why the dead-letter topic will never take it.
+    async fn send(&self, letter: &Emission) -> Result<Option<Failure>, ProcessorError> {
+        match self.deliver(std::slice::from_ref(letter), &mut Progress::default()).await? {
+            Outcome::Done(()) => Ok(None),
+            Outcome::Failed(refused) | Outcome::Refused(refused) => Ok(Some(refused)),
+        }
     }
 
     fn letter(&self, portion: &Portion, record: &RecordSlice<'_>, failure: &Failure) -> (i64, EmittedRecord) {

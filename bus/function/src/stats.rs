@@ -72,7 +72,12 @@ impl Counters {
 
     pub(crate) fn failed(&self, at: Timestamp, failure: &Failure) {
         self.calls_failed.fetch_add(1, Ordering::Relaxed);
-        *self.last_error.lock().unwrap_or_else(PoisonError::into_inner) = Some((at, failure.to_string()));
+        self.trouble(at, failure.to_string());
+    }
+
+    /// Something other than a call went wrong.
+    pub(crate) fn trouble(&self, at: Timestamp, what: String) {
+        *self.last_error.lock().unwrap_or_else(PoisonError::into_inner) = Some((at, what));
     }
 
     pub(crate) fn last_error(&self) -> Option<(Timestamp, String)> {

@@ -86,7 +86,10 @@ impl Function {
                 self.counters.count(records, 0, refused);
                 Err(TransformError::Refused(errors))
             }
-            Err(CallError::Failed(failure)) => Err(TransformError::Failed(failure)),
+            Err(CallError::Failed(failure)) => {
+                self.counters.count(0, 0, u64::from(header.record_count.unsigned_abs()));
+                Err(TransformError::Failed(failure))
+            }
             Err(CallError::Backoff(retry_after)) => Err(TransformError::Backoff { retry_after }),
             Err(CallError::Stopped) => Err(TransformError::Stopped),
         }

@@ -1,7 +1,7 @@
 //! What is refused at the door, and guests that lie about what they did.
 #![allow(missing_docs, clippy::unwrap_used, reason = "tests")]
 
-mod common;
+mod fixture;
 
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use bus_function::{
     TransformError,
 };
 use bytes::Bytes;
-use common::*;
+use fixture::*;
 
 fn wat(text: &str) -> Bytes {
     wat::parse_str(text).unwrap().into()

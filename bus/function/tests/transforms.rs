@@ -1,14 +1,14 @@
 //! Transforms made of the example components, typed and flat, good and bad.
 #![allow(missing_docs, clippy::unwrap_used, reason = "tests")]
 
-mod common;
+mod fixture;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use bus_function::{Chain, FailureKind, FunctionHost, Options, State, TransformError};
 use bus_protocol::Clock;
-use common::*;
+use fixture::*;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_flat_transform_replaces_and_keeps_the_batchs_place() {

@@ -342,7 +342,8 @@ impl Segment {
         }
         let found = match picked {
             Some(start) => Picked::Some { start, end: at, next_offset: due },
-            None => Picked::Skipped(at.min(bytes.len())),
+            // A batch that is passed over may be longer than what was read: the next read begins behind it.
+            None => Picked::Skipped(at),
         };
         Ok((found, wanted))
     }

@@ -1,4 +1,5 @@
 //! A partition's owner on a disk that fails when told to.
+#![expect(clippy::unwrap_used, reason = "a test's fixture")]
 
 use std::sync::Arc;
 

@@ -6,6 +6,7 @@ mod ports;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use bus_function::{Chain, FileModule, FunctionHost, Processor, ProcessorError};
 use bus_metadata::MetadataImage;
@@ -14,11 +15,16 @@ use bus_protocol::{Attachment, PartitionId, TopicName, TopicPartition};
 use bus_replica::Partition;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
+use tokio::time::timeout;
 
 use crate::blobs::Blobs;
 use crate::metrics::Metrics;
 use crate::node::Node;
 use crate::topics::Served;
+
+/// The first and the longest pause before a processor that ended is started again.
+const RESTART: Duration = Duration::from_secs(1);
+const RESTART_LAST: Duration = Duration::from_secs(30);
 
 /// What is deployed, and what of it runs here. The reconciler writes, everybody reads.
 pub(crate) struct Functions {
@@ -30,6 +36,8 @@ pub(crate) struct Functions {
 
 #[derive(Clone)]
 struct Deployed {
+    /// The log index of the first deployment: tells a function from one of its name that was deleted.
+    order: u64,
     version: u32,
     interface: String,
     paused: bool,
@@ -41,12 +49,19 @@ struct Deployed {
 
 /// A running processor.
 struct Attendant {
-    version: u32,
+    function: Arc<bus_function::Function>,
     stop: watch::Sender<bool>,
     task: JoinHandle<()>,
     partition: Partition,
     /// Behind the last record that is done with; -1 before the first is known.
     position: Arc<AtomicI64>,
+}
+
+impl Attendant {
+    /// Whether it runs this very function on this very partition: a name may be given anew, and so may a version.
+    fn is(&self, function: &Arc<bus_function::Function>, partition: &Partition) -> bool {
+        Arc::ptr_eq(&self.function, function) && self.partition.same_as(partition)
+    }
 }
 
 impl Functions {
@@ -60,7 +75,9 @@ impl Functions {
         deployed.retain(|name, _| image.function(name).is_some());
         for wanted in image.functions() {
             let current = &wanted.current;
-            let known = deployed.get_mut(&wanted.name).filter(|known| known.version == current.version);
+            let known = deployed.get_mut(&wanted.name).filter(|known| {
+                (known.order, known.version, known.module) == (wanted.order, current.version, current.module)
+            });
             if let Some(known) = known {
                 known.paused = wanted.paused;
                 continue;
@@ -71,6 +88,7 @@ impl Functions {
                 tracing::error!(function = %wanted.name, %error, "the function cannot run");
             }
             let entry = Deployed {
+                order: wanted.order,
                 version: current.version,
                 interface: current.interface.clone(),
                 paused: wanted.paused,
@@ -105,7 +123,7 @@ impl Functions {
             let mut processors = self.processors.lock().unwrap_or_else(PoisonError::into_inner);
             let surplus = processors.iter().filter(|(key, running)| {
                 running.task.is_finished()
-                    || wanted.get(*key).is_none_or(|(function, _)| function.version() != running.version)
+                    || wanted.get(*key).is_none_or(|(function, partition)| !running.is(function, partition))
             });
             let surplus: Vec<_> = surplus.map(|(key, _)| key.clone()).collect();
             surplus.into_iter().filter_map(|key| processors.remove(&key)).collect()
@@ -245,9 +263,8 @@ fn start(
     partition: Partition,
     at: TopicPartition,
 ) -> Result<Attendant, ProcessorError> {
-    let version = function.version();
     let processor = Processor::new(
-        function,
+        Arc::clone(&function),
         at.topic,
         at.partition,
         Arc::new(ports::PartitionSource::new(node, partition.clone())),
@@ -255,15 +272,37 @@ fn start(
         Arc::new(ports::GroupOffsets::new(node)),
     )?;
     let position = processor.position();
-    let (stop, mut stopped) = watch::channel(false);
-    let task = tokio::spawn(async move {
-        // A sender that is gone wants the same.
-        let stopped = async move { drop(stopped.wait_for(|stop| *stop).await) };
-        if let Err(error) = processor.run(stopped).await {
-            tracing::warn!(%error, "a processor ended");
+    let (stop, stopped) = watch::channel(false);
+    let task = tokio::spawn(attend(Arc::new(processor), stopped));
+    Ok(Attendant { function, stop, task, partition, position })
+}
+
+/// Runs a processor until it is stopped, and again where it ended otherwise.
+async fn attend(processor: Arc<Processor>, stop: watch::Receiver<bool>) {
+    let mut pause = RESTART;
+    loop {
+        let (running, mut stopped) = (Arc::clone(&processor), stop.clone());
+        // A task of its own, so that a panic ends there. A sender that is gone wants it stopped.
+        let run = tokio::spawn(async move {
+            running.run(async move { drop(stopped.wait_for(|stop| *stop).await) }).await
+        });
+        let began = tokio::time::Instant::now();
+        match run.await {
+            Ok(Ok(_) | Err(ProcessorError::Stopped)) => return,
+            Ok(Err(error)) => tracing::warn!(?processor, %error, "a processor ended: starting it again"),
+            Err(panic) => {
+                tracing::error!(?processor, error = %panic, "a processor failed: starting it again")
+            }
         }
-    });
-    Ok(Attendant { version, stop, task, partition, position })
+        if began.elapsed() > RESTART_LAST {
+            pause = RESTART;
+        }
+        let mut stopped = stop.clone();
+        if timeout(pause, stopped.wait_for(|stop| *stop)).await.is_ok() {
+            return;
+        }
+        pause = (pause * 2).min(RESTART_LAST);
+    }
 }
 
 async fn stop(attendants: Vec<Attendant>) {

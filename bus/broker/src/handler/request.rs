@@ -20,33 +20,42 @@ pub(crate) async fn serve(
     mut send: SendStream,
     mut recv: RecvStream,
 ) -> Result<(), bus_transport::Error> {
-    let Some(_room) = room_for_frame(room, &mut recv).await? else { return Ok(()) };
-    // A module takes memory and time to compile: few at once, whoever sends them.
-    let _upload = match recv.frame_length().await? {
-        Some(length) if length > limits::SMALL_REQUEST_BYTES => node.uploads.acquire().await.ok(),
-        _ => None,
-    };
-    let within = Duration::from_secs(limits::REQUEST_SECONDS);
-    let answer = match tokio::time::timeout(within, recv.read_frame::<Request>()).await {
-        Ok(Ok(Some((request, payload)))) => {
-            node.metrics.requests.increment(1);
-            answer(node, request, payload).await
-        }
-        Ok(Ok(None)) => return Ok(()),
+    let answer = match serve_one(node, room, &mut recv).await {
+        Ok(Some(answer)) => answer,
+        Ok(None) => return Ok(()),
         // A message of a newer client is no reason to leave it without a word.
-        Ok(Err(bus_transport::Error::Frame(error))) => {
+        Err(bus_transport::Error::Frame(error)) => {
             Err(WireError::new(ErrorCode::InvalidRequest, format!("the request cannot be read: {error}")))
         }
-        Ok(Err(error)) => return Err(error),
-        Err(_) => {
-            Err(WireError::new(ErrorCode::TimedOut, format!("the request did not arrive within {within:?}")))
-        }
+        Err(error) => return Err(error),
     };
     if let Err(refused) = &answer {
         tracing::debug!(code = ?refused.code, error = %refused, "request refused");
     }
     send.write_frame(&answer, &[]).await?;
     send.finish()
+}
+
+/// Reads the request and carries it out; `None` where the stream ends without one.
+async fn serve_one(
+    node: &Arc<Node>,
+    room: &Semaphore,
+    recv: &mut RecvStream,
+) -> Result<Option<Answer>, bus_transport::Error> {
+    let Some(_room) = room_for_frame(room, recv).await? else { return Ok(None) };
+    // A module takes memory and time to compile: few at once, whoever sends them.
+    let _upload = match recv.frame_length().await? {
+        Some(length) if length > limits::SMALL_REQUEST_BYTES => node.uploads.acquire().await.ok(),
+        _ => None,
+    };
+    let within = Duration::from_secs(limits::REQUEST_SECONDS);
+    let Ok(read) = tokio::time::timeout(within, recv.read_frame::<Request>()).await else {
+        let late = format!("the request did not arrive within {within:?}");
+        return Ok(Some(Err(WireError::new(ErrorCode::TimedOut, late))));
+    };
+    let Some((request, payload)) = read? else { return Ok(None) };
+    node.metrics.requests.increment(1);
+    Ok(Some(answer(node, request, payload).await))
 }
 
 async fn answer(node: &Arc<Node>, request: Request, payload: Bytes) -> Answer {

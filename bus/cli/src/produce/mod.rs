@@ -97,6 +97,9 @@ const CHUNK_RECORDS: usize = 1_024;
 /// Chunks of deliveries that may wait for the tally.
 const CHUNKS: usize = 64;
 
+/// How long records that are under way may still be acknowledged after Ctrl-C.
+const INTERRUPTED_WITHIN: Duration = Duration::from_secs(2);
+
 pub(crate) async fn run(global: &Global, args: Produce, interrupt: Interrupt) -> anyhow::Result<()> {
     let input = Input::open(&args.files)?;
     let client = interrupt.or(connection::connect(global)).await?;
@@ -120,13 +123,25 @@ pub(crate) async fn run(global: &Global, args: Produce, interrupt: Interrupt) ->
     let lines = sender.line;
     drop(sender);
 
-    let tally = tally.await.context("internal fault: the tally panicked: please report it")?;
+    let tally = tokio::select! {
+        tally = tally => tally.context("internal fault: the tally panicked: please report it")?,
+        () = interrupted(&interrupt) => {
+            message(&format!("of {lines} records some were under way: what was acknowledged is stored, the rest may be"));
+            return Err(Interrupted.into());
+        }
+    };
     // What failed is in the tally, record by record.
     let _ = tokio::time::timeout(args.timeout, producer.close()).await;
     progress.finish_and_clear();
     let seconds = started.elapsed().as_secs_f64();
     message(&format!("{} records, {} bytes, {seconds:.3} s", tally.acknowledged, tally.bytes));
     end(read, tally, lines)
+}
+
+/// Returns when the user has wanted to end for long enough for what is under way to be acknowledged.
+async fn interrupted(interrupt: &Interrupt) {
+    interrupt.wait().await;
+    tokio::time::sleep(INTERRUPTED_WITHIN).await;
 }
 
 /// What the command ends with: what kept records from being acknowledged first, then what stopped the reading.

@@ -6,6 +6,7 @@
 //!   Delivery <- settle <- Sender: one task and one produce stream a partition, pipelined, resends in order
 //! ```
 
+mod credit;
 mod delivery;
 mod queue;
 mod sender;
@@ -20,6 +21,7 @@ use bus_protocol::{PartitionId, Timestamp, TopicName, limits, partition_for_key}
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
+use credit::Credit;
 pub use delivery::{Ack, Delivery};
 use queue::{Push, Queue};
 pub use settings::ProducerBuilder;
@@ -146,15 +148,10 @@ impl Shared {
     #[inline]
     async fn append(self: &Arc<Self>, topic: &Topic, record: &Record<'_>) -> Result<Delivery, Error> {
         let timestamp = record.timestamp.unwrap_or_else(|| self.client.clock().timestamp());
-        let mut credit = 0;
+        let mut credit = Credit::new(&self.memory);
         loop {
             match self.push(topic, record, timestamp, &mut credit)? {
-                Ok(delivery) => {
-                    if credit > 0 {
-                        self.memory.add_permits(credit);
-                    }
-                    return Ok(delivery);
-                }
+                Ok(delivery) => return Ok(delivery),
                 Err(bytes) => self.reserve(bytes, &mut credit).await?,
             }
         }
@@ -167,12 +164,12 @@ impl Shared {
         topic: &Topic,
         record: &Record<'_>,
         timestamp: Timestamp,
-        credit: &mut usize,
+        credit: &mut Credit<'_>,
     ) -> Result<Result<Delivery, usize>, Error> {
         let (mut partition, mut sticky) = topic.partition_of(record)?;
         loop {
             let queue = &topic.queues[partition as usize];
-            match queue.push(record, timestamp, &self.settings, &self.memory, credit, sticky)? {
+            match queue.push(record, timestamp, &self.settings, credit, sticky)? {
                 Push::Queued { delivery, start } => {
                     if start {
                         self.start(queue);
@@ -191,16 +188,9 @@ impl Shared {
 
     /// Waits for memory, and has everything sent that could free some.
     #[cold]
-    async fn reserve(&self, bytes: usize, credit: &mut usize) -> Result<(), Error> {
-        let missing = bytes.saturating_sub(*credit);
+    async fn reserve(&self, bytes: usize, credit: &mut Credit<'_>) -> Result<(), Error> {
         self.queues().iter().for_each(|queue| queue.hurry());
-        let wanted = u32::try_from(missing).unwrap_or(u32::MAX);
-        match self.memory.acquire_many(wanted).await {
-            Ok(permit) => permit.forget(),
-            Err(_) => return Err(Error::Closed("producer")),
-        }
-        *credit += missing;
-        Ok(())
+        credit.wait_for(bytes).await
     }
 }
 

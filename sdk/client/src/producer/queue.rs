@@ -6,9 +6,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use bus_protocol::batch::{BatchBuilder, HEADER_BYTES, record_bytes_bound};
 use bus_protocol::{PartitionId, Timestamp, TopicName, limits};
 use bytes::Bytes;
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::Notify;
 use tokio::time::Instant;
 
+use super::credit::Credit;
 use super::delivery::{BatchOutcome, Delivery};
 use super::settings::Settings;
 use crate::{Error, Record};
@@ -79,15 +80,14 @@ impl Queue {
         self.gathered.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Adds a record to the open batch. `credit` is memory that the caller has reserved for it.
+    /// Adds a record to the open batch. `credit` pays for the memory that it takes.
     #[inline]
     pub(crate) fn push(
         &self,
         record: &Record<'_>,
         timestamp: Timestamp,
         settings: &Settings,
-        memory: &Semaphore,
-        credit: &mut usize,
+        credit: &mut Credit<'_>,
         tell_of_new_batch: bool,
     ) -> Result<Push, Error> {
         let key = record.key.as_ref().map(|field| field.as_slice());
@@ -116,7 +116,7 @@ impl Queue {
             }
             // The first reservation is for this record; a batch that grows reserves more.
             let charged = (HEADER_BYTES + bound).max(STEP).min(settings.buffer_memory);
-            if !reserve(memory, charged, credit) {
+            if !credit.spend(charged) {
                 return Ok(Push::NeedsMemory(charged));
             }
             let outcome = Arc::new(BatchOutcome::new(self.partition));
@@ -133,7 +133,7 @@ impl Queue {
             // As the buffer grows: by doubling, up to the size of a batch.
             let wanted = (open.charged * 2).min(settings.batch_bytes).max(size);
             let more = wanted - open.charged;
-            if !reserve(memory, more, credit) {
+            if !credit.spend(more) {
                 return Ok(Push::NeedsMemory(more));
             }
             open.charged = wanted;
@@ -216,21 +216,6 @@ fn push(builder: &mut BatchBuilder, record: &Record<'_>, timestamp: Timestamp) -
     let key = record.key.as_ref().map(|field| field.as_slice());
     let value = record.value.as_ref().map(|field| field.as_slice());
     builder.push(timestamp, key, value, &record.headers)
-}
-
-/// Reserves memory, out of `credit` first.
-fn reserve(memory: &Semaphore, bytes: usize, credit: &mut usize) -> bool {
-    let missing = bytes.saturating_sub(*credit);
-    if missing > 0 {
-        let Ok(missing) = u32::try_from(missing) else { return false };
-        match memory.try_acquire_many(missing) {
-            // Given back when the batch is settled.
-            Ok(permit) => permit.forget(),
-            Err(_) => return false,
-        }
-    }
-    *credit = credit.saturating_sub(bytes);
-    true
 }
 
 /// A batch as it travels, until it is settled.

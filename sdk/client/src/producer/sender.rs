@@ -76,7 +76,9 @@ impl Sender {
                     if is_stale(&error) {
                         self.client().forget_topic(topic);
                     }
-                    if !error.is_retriable() {
+                    if self.shared.settings.acks == Acks::None && is_of_a_batch(&error) {
+                        self.drop_culprit(&error);
+                    } else if !error.is_retriable() {
                         self.fail_all(&error);
                     }
                     cause = Some(error);
@@ -329,6 +331,18 @@ impl Sender {
         }
     }
 
+    /// Without acknowledgements a refusal ends the stream, and what it refuses was settled when it was written. Only
+    /// where it is too large may it be refused while it is being written still.
+    fn drop_culprit(&self, error: &Error) {
+        let being_written = self.flight().written > 0;
+        if being_written
+            && error.code() == Some(ErrorCode::MessageTooLarge)
+            && let Some(batch) = self.take_front()
+        {
+            self.settle(&batch, Err(error.clone()));
+        }
+    }
+
     /// Fails everything there is: nothing of it can succeed.
     fn fail_all(&self, error: &Error) {
         loop {
@@ -342,4 +356,10 @@ impl Sender {
             }
         }
     }
+}
+
+/// Whether it is one batch that was refused, and not the stream: the next batch may well be taken.
+fn is_of_a_batch(error: &Error) -> bool {
+    let codes = [ErrorCode::RecordRefused, ErrorCode::MessageTooLarge, ErrorCode::CorruptBatch];
+    error.code().is_some_and(|code| codes.contains(&code))
 }

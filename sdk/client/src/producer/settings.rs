@@ -36,7 +36,7 @@ impl ProducerBuilder {
             batch_bytes: 256 << 10,
             buffer_memory: 32 << 20,
             delivery_timeout: Duration::from_secs(120),
-            in_flight: 8,
+            in_flight: 64,
         };
         Self { client, settings }
     }
@@ -79,7 +79,8 @@ impl ProducerBuilder {
         self
     }
 
-    /// Batches under way to one partition at once, 1 to 64. Default: 8. Order holds with any number.
+    /// Batches under way to one partition at once, 1 to 64. Default: 64, so that a sync of the broker's covers many.
+    /// Order holds with any number.
     pub fn in_flight(mut self, batches: usize) -> Self {
         self.settings.in_flight = batches;
         self

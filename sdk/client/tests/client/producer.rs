@@ -182,6 +182,50 @@ async fn without_acknowledgements_a_record_is_done_when_it_is_sent_and_close_wai
 }
 
 #[tokio::test]
+async fn without_acknowledgements_a_refused_batch_does_not_fail_others() {
+    let broker = Broker::start(1);
+    broker.fault(Fault::RefuseRecord(0));
+    let producer = broker.client().await.producer().acks(Acks::None).build().await.unwrap();
+    soon(producer.send(Record::to(TOPIC).value("culprit")).await.unwrap()).await.unwrap();
+    // Far more than fits on the way: most of it is queued when the refusal comes.
+    let value = vec![b'v'; 500_000];
+    let mut deliveries = Vec::new();
+    for _ in 0..50 {
+        deliveries.push(soon(producer.send(Record::to(TOPIC).value(&value))).await.unwrap());
+    }
+    for delivery in deliveries {
+        soon(delivery).await.unwrap();
+    }
+    soon(producer.close()).await.unwrap();
+    assert_eq!(producer.counts().failed, 0);
+    assert!(broker.values(0).iter().all(|(_, value)| value.starts_with('v')));
+}
+
+#[tokio::test]
+async fn sends_that_are_cancelled_leave_their_memory_to_others() {
+    let broker = Broker::start(2);
+    let (held, hold) = watch::channel(true);
+    *broker.state.hold.lock().unwrap() = Some(hold);
+    let memory = 64 << 10;
+    let producer = broker.client().await.producer().batch_bytes(memory).buffer_memory(memory);
+    let producer = producer.build().await.unwrap();
+    let value = vec![b'v'; 40 << 10];
+    let send = |partition| producer.send(Record::to(TOPIC).value(&value).partition(partition));
+    let first = soon(send(0)).await.unwrap();
+    for _ in 0..20 {
+        let cancelled = tokio::time::timeout(Duration::from_millis(1), send(1)).await;
+        assert!(cancelled.is_err(), "there is no memory for it");
+    }
+    held.send_replace(false);
+    soon(first).await.unwrap();
+    // Both partitions' records, one after the other, take all there is.
+    for partition in [1, 0, 1] {
+        soon(soon(send(partition)).await.unwrap()).await.unwrap();
+    }
+    assert_eq!(producer.counts().sent, 4);
+}
+
+#[tokio::test]
 async fn a_producer_that_is_dropped_still_sends_what_it_queued() {
     let broker = Broker::start(1);
     let producer = broker.client().await.producer().linger(Duration::from_secs(60)).build().await.unwrap();
