@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use bus_client::{Client, ClientBuilder, Trust};
 use bus_protocol::batch::{BatchBuilder, BatchHeader, Compression, RecordBatch, assign};
 use bus_protocol::fetch::{FetchCredit, FetchOpen, FetchPush};
-use bus_protocol::produce::{ProduceAck, ProduceAnswer, ProduceOpen, ProduceOpened};
+use bus_protocol::produce::{Acks, ProduceAck, ProduceAnswer, ProduceOpen, ProduceOpened};
 use bus_protocol::request::{
     Answer, BrokerInfo, ClusterInfo, PartitionInfo, PartitionState, Position, Request, Response, TopicInfo,
 };
@@ -257,8 +257,11 @@ impl State {
                 }
                 _ => Ok(ProduceAck { base_offset: self.append(partition, batch), append_time: None }),
             };
-            let ends = answer.as_ref().is_err_and(|refusal| refusal.code.is_retriable());
-            send.write_frame(&answer, &[]).await?;
+            let unanswered = open.acks == Acks::None;
+            let ends = answer.as_ref().is_err_and(|refusal| unanswered || refusal.code.is_retriable());
+            if answer.is_err() || !unanswered {
+                send.write_frame(&answer, &[]).await?;
+            }
             if ends {
                 return send.finish();
             }
