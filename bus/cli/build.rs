@@ -17,7 +17,10 @@ const PARTS: [&str; 6] = [
 ];
 
 fn main() -> io::Result<()> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize()?;
+    // Asked for when it runs: a script built in another checkout may be used again here.
+    let manifest = std::env::var_os("CARGO_MANIFEST_DIR")
+        .ok_or_else(|| io::Error::other("cargo did not say where this is"))?;
+    let root = Path::new(&manifest).join("../..").canonicalize()?;
     let mut files = Vec::new();
     for part in PARTS {
         println!("cargo::rerun-if-changed={}", root.join(part).display());

@@ -76,14 +76,12 @@ impl RecvStream {
         &mut self,
         limit: usize,
     ) -> Result<Option<(T, Bytes)>, Error> {
+        if self.frame_length().await?.is_none() {
+            return Ok(None);
+        }
         loop {
             match &mut self.state {
-                State::Skip(0) => self.state = State::Header,
-                State::Skip(_) => self.skip().await?,
-                State::Header => {
-                    let Some(bytes) = self.read_array().await? else { return Ok(None) };
-                    self.state = State::Begun(FrameHeader::decode(bytes)?);
-                }
+                State::Header | State::Skip(_) => unreachable!("its length was read: a frame has begun"),
                 State::Begun(header) => {
                     let header = *header;
                     if header.payload() > limit {
