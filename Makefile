@@ -8,8 +8,11 @@ export BUS_COMPONENTS ?= $(CURDIR)/guest-examples/target/components
 BUS := $(CARGO_TARGET_DIR)/release/bus
 FUZZ_SECONDS ?= 60
 SECONDS ?= 10
+# What `make test` gives 20 seconds.
+CHAOS_SECONDS ?= 180
+KILLS ?= 50
 
-.PHONY: demo test bench fuzz guests release setup fix
+.PHONY: demo test bench bench-failover chaos fuzz guests release setup fix
 
 demo: guests release
 	$(BUS) demo
@@ -21,6 +24,14 @@ test: guests
 # The figures of the README, each beside the machine's own limit, against a broker of their own.
 bench: guests release
 	BUS=$(BUS) BENCH_SECONDS=$(SECONDS) tests/bench.sh
+
+# How long producers wait for a new leader: kills, then graceful stops.
+bench-failover: release
+	BUS_BINARY=$(BUS) cargo run --release -p bus-testkit --no-default-features --example failover -- $(KILLS)
+
+# Random faults under load, and the same with a new disk at each kill; one after the other. CHAOS_SEED=N runs one again.
+chaos: release
+	BUS_BINARY=$(BUS) CHAOS_SECONDS=$(CHAOS_SECONDS) cargo test --release -p bus-tests --test chaos -- --nocapture --test-threads 1
 
 # Mutated frames, requests and batches into every decoder that meets untrusted bytes.
 fuzz: setup

@@ -3,15 +3,15 @@
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use bus_function::FunctionHost;
 use bus_log::storage::DiskStorage;
-use bus_metadata::{Command, Metadata, Registration, controller};
+use bus_metadata::{Metadata, Registration, controller};
 use bus_protocol::{Clock, SystemClock, limits};
 use bus_transport::{Close, Endpoint, Identity, TrustStore};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Notify, Semaphore, mpsc, watch};
 use tokio::task::JoinHandle;
 
 use crate::blobs::Blobs;
@@ -19,11 +19,15 @@ use crate::data_dir::{DataDir, DataDirError};
 use crate::functions::Functions;
 use crate::groups::Groups;
 use crate::metrics::Metrics;
+use crate::modules::Modules;
 use crate::node::Node;
 use crate::options::Options;
 use crate::peers::Peers;
+use crate::producer_ids::ProducerIds;
 use crate::reconciler::Reconciler;
-use crate::{http, server};
+use crate::throttle::Throttle;
+use crate::watermarks::Watermarks;
+use crate::{authority, http, modules, reports, server};
 
 /// Threads that partitions run on: they wait for the disk, so more than there are cores.
 const DISK_THREADS: usize = 4;
@@ -33,6 +37,9 @@ const DISK_WAITERS: usize = 64;
 const OPEN_FILES: u64 = 1 << 20;
 /// How long a stopping broker waits for what is under way.
 const STOP_WITHIN: Duration = Duration::from_secs(10);
+
+/// Ticks between two times that high watermarks are written down.
+const WATERMARKS_EVERY: u32 = 4;
 
 /// A running broker. Dropping it without [`Broker::shutdown`] is like killing it: nothing acknowledged is lost.
 pub struct Broker {
@@ -70,9 +77,12 @@ pub enum StartError {
     /// The metadata.
     #[error(transparent)]
     Metadata(#[from] bus_metadata::Error),
-    /// The broker could not register.
-    #[error("the broker cannot register: {0}")]
-    Register(#[from] bus_metadata::ProposeError),
+    /// The broker could not enter its cluster.
+    #[error(transparent)]
+    Enter(#[from] bus_metadata::EnterError),
+    /// The broker could not say that it is up.
+    #[error("the broker cannot say that it is up: {0}")]
+    Ready(#[from] bus_metadata::ProposeError),
     /// The function host.
     #[error("the function host does not start: {0}")]
     Functions(#[from] bus_function::Error),
@@ -114,21 +124,31 @@ impl Broker {
             .enable_time()
             .build()
             .map_err(io("the disk's threads"))?;
+        let peers = Peers::new(listened.endpoint.clone());
         let metadata = Metadata::start(
             options.metadata.clone(),
             options.node_id,
             &listened.address,
             &data.metadata(),
-            Arc::new(Peers::new(listened.endpoint.clone())),
+            Arc::new(peers.clone()),
         )
         .await?;
-        let (endpoint, address, ca) = (listened.endpoint, listened.address, listened.ca);
-        let node = Arc::new(build(options, data, clock, metadata, disk.handle().clone())?);
-        register(&node, &address).await?;
+        let Listened { endpoint, address, identity } = listened;
+        let (reports, reported) = mpsc::channel(reports::QUEUE);
+        let runtime = Disk { handle: disk.handle().clone(), reports };
+        let node = Arc::new(build(options, data, clock, (metadata, peers), runtime)?);
+        // The others must reach this node before it can enter; users are let in when it is ready.
+        let mut tasks = vec![tokio::spawn(server::serve(endpoint.clone(), Arc::clone(&node)))];
+        enter(&node, &address).await?;
         sweep_blobs(&node);
-        let mut tasks = vec![tokio::spawn(Reconciler::new(Arc::clone(&node)).run())];
+        tasks.push(tokio::spawn(Reconciler::new(Arc::clone(&node)).run()));
+        tasks.push(tokio::spawn(reports::run(Arc::clone(&node), reported)));
+        tasks.push(tokio::spawn(modules::fetch(Arc::clone(&node))));
+        // Fenced until its replicas run: nobody waits for it before.
+        node.await_metadata(node.metadata.image().index()).await.ok();
+        node.metadata.ready().await?;
         wait_until_served(&node).await;
-        TrustStore::user().publish(&address, &ca).unwrap_or_else(|error| {
+        authority::publish(&TrustStore::user(), &address, &identity).unwrap_or_else(|error| {
             tracing::warn!(%error, "the CA could not be left for this user's clients: pass them --ca");
         });
         let http = http.map(|(listener, address)| {
@@ -136,7 +156,7 @@ impl Broker {
             address
         });
         tasks.push(tokio::spawn(maintain(Arc::clone(&node))));
-        tasks.push(tokio::spawn(server::serve(endpoint.clone(), Arc::clone(&node))));
+        tasks.push(tokio::spawn(tick(Arc::clone(&node))));
         node.ready.store(true, Ordering::Release);
         Ok(Self { node, endpoint, address, http, tasks, disk: Some(disk) })
     }
@@ -154,6 +174,8 @@ impl Broker {
     /// Stops: no new streams, functions commit their place, partitions sync and close. What was acknowledged is on
     /// the disk in any case; what is not yet is answered or left unknown.
     pub async fn shutdown(mut self) {
+        // Others take over first, while this node still answers: a producer waits for a moment and no more.
+        self.node.metadata.leave().await;
         self.node.ready.store(false, Ordering::Release);
         self.node.functions.stop_all().await;
         self.node.stop.send_replace(true);
@@ -164,12 +186,15 @@ impl Broker {
         }
         let mut clean = true;
         for topic in self.node.topics.all().values() {
-            for partition in topic.led() {
+            for partition in topic.replicas() {
                 if let Err(error) = partition.close().await {
                     clean = false;
                     tracing::warn!(topic = %topic.name, partition = partition.number(), %error, "not closed cleanly");
                 }
             }
+        }
+        if let Err(error) = self.node.watermarks.save(&self.node.topics) {
+            tracing::warn!(%error, "what is committed was not written down");
         }
         self.endpoint.close(Close::ShuttingDown);
         self.endpoint.wait_idle().await;
@@ -198,44 +223,65 @@ impl Drop for Broker {
 struct Listened {
     endpoint: Endpoint,
     address: String,
-    ca: String,
+    identity: Arc<Identity>,
 }
 
 fn listen(options: &Options, data: &DataDir) -> Result<Listened, StartError> {
     let host = |address: &str| address.rsplit_once(':').map_or(address, |(host, _)| host).to_owned();
     let mut hosts = vec![options.listen.ip().to_string()];
     hosts.extend(options.advertise.as_deref().map(host));
-    let identity = Arc::new(Identity::load_or_create(&data.tls(), options.node_id, &hosts)?);
+    let store = TrustStore::user();
+    let identity = authority::identity(&store, &data.tls(), options.node_id, &hosts, &options.join)?;
+    let identity = Arc::new(identity);
     let endpoint = Endpoint::server(options.listen, Arc::clone(&identity), &options.transport)?;
     let bound = endpoint.local_addr()?;
     let address = options.advertise.clone().unwrap_or_else(|| bound.to_string());
-    Ok(Listened { endpoint, address, ca: identity.ca_pem().to_owned() })
+    Ok(Listened { endpoint, address, identity })
+}
+
+/// Where replicas run, and where they leave what metadata must hear.
+struct Disk {
+    handle: tokio::runtime::Handle,
+    reports: mpsc::Sender<bus_replica::Report>,
 }
 
 fn build(
     options: Options,
     data: DataDir,
     clock: Arc<dyn Clock>,
-    metadata: Metadata,
-    disk: tokio::runtime::Handle,
+    (metadata, peers): (Metadata, Peers),
+    disk: Disk,
 ) -> Result<Node, StartError> {
     let cached = bus_function::Options { cache: Some(data.compiled()), ..options.functions.clone() };
     let host = FunctionHost::new(cached, Arc::clone(&clock))?;
     let blobs = Blobs::new(data.blobs());
-    let budget = Arc::new(Semaphore::new(options.produce_memory_bytes));
+    let runtime = bus_replica::Runtime {
+        disk: disk.handle,
+        budget: Arc::new(Semaphore::new(options.produce_memory_bytes)),
+        clock: Arc::clone(&clock),
+        reports: disk.reports,
+        lag: Duration::from_millis(options.replica_lag_time_max_ms),
+    };
     Ok(Node {
         id: options.node_id,
         functions: Functions::new(host, blobs.clone()),
         groups: Groups::default(),
         blobs,
+        modules: Modules::default(),
         metadata,
         metrics: Metrics::new(),
+        peers,
+        producer_ids: ProducerIds::default(),
+        watermarks: Watermarks::load(data.watermarks()),
+        catch_up: Throttle::default(),
+        broker_epoch: AtomicU64::new(0),
         topics: crate::topics::Topics::default(),
-        runtime: bus_replica::Runtime { disk, budget, clock: Arc::clone(&clock) },
+        runtime,
         logs: bus_log::Env::new(Arc::new(DiskStorage), Arc::clone(&clock), options.log.clone()),
         clock,
         data,
         reconciled: watch::Sender::new(0),
+        nudge: Notify::new(),
         uploads: Semaphore::new(limits::UPLOADS),
         stop: watch::Sender::new(false),
         ready: AtomicBool::new(false),
@@ -243,21 +289,21 @@ fn build(
     })
 }
 
-/// Makes this node a broker of its cluster, with a new epoch.
-async fn register(node: &Node, address: &str) -> Result<(), StartError> {
-    node.metadata.bootstrap(node.data.cluster_id()).await?;
+/// Makes this node a broker of its cluster, which it forms, joins, or comes back to, with a new epoch.
+async fn enter(node: &Node, address: &str) -> Result<(), StartError> {
     let registration = Registration {
         node: node.id,
         address: address.to_owned(),
-        rack: None,
+        rack: node.options.rack.clone(),
         directory: node.data.directory(),
         clean: node.data.was_clean(),
     };
-    let applied = node.metadata.propose(Command::RegisterBroker(registration)).await?;
-    let bus_metadata::Applied::Broker { epoch } = applied else {
-        unreachable!("a registration is answered with an epoch");
-    };
-    node.metadata.propose(Command::UnfenceBroker { node: node.id, epoch }).await?;
+    let epoch =
+        node.metadata.enter(address, &node.options.join, node.data.cluster_id(), registration).await?;
+    node.broker_epoch.store(epoch, Ordering::Release);
+    if let Some(cluster_id) = node.metadata.cluster_id() {
+        node.data.note_cluster(&cluster_id)?;
+    }
     Ok(())
 }
 
@@ -293,8 +339,31 @@ async fn maintain(node: Arc<Node>) {
     tokio::pin!(stopping);
     loop {
         tokio::select! {
-            _ = ticks.tick() => node.topics.all().values().flat_map(|topic| topic.led()).for_each(|partition| partition.maintain()),
+            _ = ticks.tick() => node.topics.all().values().flat_map(|topic| topic.replicas()).for_each(|replica| replica.maintain()),
             () = &mut stopping => return,
+        }
+    }
+}
+
+/// Lets time pass for replicas that wait for others, and writes down now and then what is committed.
+async fn tick(node: Arc<Node>) {
+    let mut ticks = tokio::time::interval(node.runtime.lag / 4);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let stopping = node.stopping();
+    tokio::pin!(stopping);
+    let mut count = 0u32;
+    loop {
+        tokio::select! {
+            _ = ticks.tick() => {}
+            () = &mut stopping => return,
+        }
+        node.topics.all().values().flat_map(|topic| topic.replicas()).for_each(|replica| replica.tick());
+        count = count.wrapping_add(1);
+        if count.is_multiple_of(WATERMARKS_EVERY) {
+            let saving = Arc::clone(&node);
+            if let Err(error) = node.blocking(move || saving.watermarks.save(&saving.topics)).await {
+                tracing::warn!(%error, "what is committed was not written down");
+            }
         }
     }
 }

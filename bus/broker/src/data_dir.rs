@@ -8,6 +8,7 @@
 //!   tls/                  CA, certificate, keys
 //!   metadata/             the Raft log and its snapshots (sled)
 //!   topics/NAME@ID/P/     one partition's log
+//!   high-watermarks       up to where partitions were committed, as a hint
 //!   blobs/SHA256          modules
 //!   compiled/             wasmtime's cache of them
 //! ```
@@ -130,6 +131,20 @@ impl DataDir {
         Ok(Self { root, node, was_clean, _lock: lock })
     }
 
+    /// Notes which cluster the node belongs to, where it has joined another than it would have formed.
+    pub(crate) fn note_cluster(&self, cluster_id: &str) -> Result<(), DataDirError> {
+        if self.node.cluster_id == cluster_id {
+            return Ok(());
+        }
+        let path = self.root.join("node.json");
+        let node = NodeFile { cluster_id: cluster_id.to_owned(), ..self.node.clone() };
+        serde_json::to_vec_pretty(&node)
+            .map_err(io::Error::other)
+            .and_then(|bytes| write_atomically(&path, &bytes))
+            .map_err(|error| DataDirError::Io { path, error })
+    }
+
+    /// The cluster that the folder belongs to; of a new one, the id of the cluster that it would form.
     pub(crate) fn cluster_id(&self) -> &str {
         &self.node.cluster_id
     }
@@ -162,6 +177,10 @@ impl DataDir {
 
     pub(crate) fn compiled(&self) -> PathBuf {
         self.root.join("compiled")
+    }
+
+    pub(crate) fn watermarks(&self) -> PathBuf {
+        self.root.join("high-watermarks")
     }
 
     pub(crate) fn topics(&self) -> PathBuf {

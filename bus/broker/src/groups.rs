@@ -6,10 +6,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 use bus_coordinator::{Commit, GROUPS_TOPIC, Record, partition_of};
 use bus_protocol::batch::{BatchBuilder, Compression};
 use bus_protocol::produce::Acks;
-use bus_protocol::{Clock, ErrorCode, Offset, PartitionId, Timestamp, TopicName, WireError};
+use bus_protocol::request::{Request, Response};
+use bus_protocol::{Clock, Epoch, ErrorCode, NodeId, Offset, PartitionId, Timestamp, TopicName, WireError};
 use bus_replica::{Lane, Partition};
+use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot};
 
+use crate::handler::fetch::settled;
 use crate::handler::topics::ensure;
 use crate::node::Node;
 use crate::refusal::Refusal as _;
@@ -29,7 +32,8 @@ pub(crate) type Offsets = Vec<(TopicName, PartitionId, Offset)>;
 /// The coordinators that run here, made when first asked for.
 #[derive(Default)]
 pub(crate) struct Groups {
-    coordinators: Mutex<HashMap<PartitionId, mpsc::Sender<Operation>>>,
+    /// Each with the leader epoch in which it serves: what it knows is true in no other.
+    coordinators: Mutex<HashMap<PartitionId, (Epoch, mpsc::Sender<Operation>)>>,
 }
 
 enum Operation {
@@ -38,8 +42,41 @@ enum Operation {
 }
 
 impl Groups {
-    /// Commits offsets; durable when this returns.
+    /// Commits offsets, wherever the group's coordinator is; durable when this returns.
     pub(crate) async fn commit(&self, node: &Node, group: &str, offsets: Offsets) -> Result<(), WireError> {
+        match self.commit_here(node, group, offsets.clone()).await {
+            Err(WireError { code: ErrorCode::NotLeader, leader: Some(leader), .. }) => {
+                let request = Request::CommitOffsets { group: group.to_owned(), offsets };
+                ask_coordinator(node, leader, &request).await.map(drop)
+            }
+            done => done,
+        }
+    }
+
+    /// What the group has committed, for topics that still exist, wherever its coordinator is.
+    pub(crate) async fn committed(&self, node: &Node, group: &str) -> Result<Offsets, WireError> {
+        match self.committed_here(node, group).await {
+            Err(WireError { code: ErrorCode::NotLeader, leader: Some(leader), .. }) => {
+                let request = Request::CommittedOffsets { group: group.to_owned() };
+                match ask_coordinator(node, leader, &request).await? {
+                    Response::CommittedOffsets(offsets) => Ok(offsets),
+                    other => {
+                        let message = format!("committed offsets were answered with {other:?}");
+                        Err(WireError::new(ErrorCode::Internal, message))
+                    }
+                }
+            }
+            found => found,
+        }
+    }
+
+    /// As [`Self::commit`], where the coordinator is on this node.
+    pub(crate) async fn commit_here(
+        &self,
+        node: &Node,
+        group: &str,
+        offsets: Offsets,
+    ) -> Result<(), WireError> {
         let commits = offsets
             .into_iter()
             .map(|(topic, partition, offset)| {
@@ -50,8 +87,8 @@ impl Groups {
         self.ask(node, group, |done| Operation::Commit { group: group.to_owned(), commits, done }).await?
     }
 
-    /// What the group has committed, for topics that still exist.
-    pub(crate) async fn committed(&self, node: &Node, group: &str) -> Result<Offsets, WireError> {
+    /// As [`Self::committed`], where the coordinator is on this node.
+    pub(crate) async fn committed_here(&self, node: &Node, group: &str) -> Result<Offsets, WireError> {
         self.ask(node, group, |answer| Operation::Committed { group: group.to_owned(), answer }).await
     }
 
@@ -79,20 +116,30 @@ impl Groups {
         let partitions = topic.partitions.load().len() as u32;
         let number = partition_of(group, partitions);
         let partition = topic.partition(number)?;
+        let epoch = partition.committed().epoch;
         let mut coordinators = self.coordinators.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(running) = coordinators.get(&number).filter(|running| !running.is_closed()) {
+        if let Some((in_epoch, running)) = coordinators.get(&number)
+            && *in_epoch == epoch
+            && !running.is_closed()
+        {
             return Ok(running.clone());
         }
         let (sender, operations) = mpsc::channel(QUEUE);
         let groups = bus_coordinator::Groups::new(node.options.groups.clone())
             .map_err(|error| WireError::new(error.code(), error.to_string()))?;
         let (clock, topics) = (Arc::clone(&node.clock), node.topics.clone());
-        let coordinator = Coordinator { partition, groups, clock, topics, log_bytes: 0, operations };
+        let lane = partition.lane().map_err(|error| error.refusal())?;
+        let coordinator = Coordinator { partition, lane, groups, clock, topics, log_bytes: 0, operations };
         let disk = node.runtime.disk.clone();
         tokio::spawn(coordinator.run(disk));
-        coordinators.insert(number, sender.clone());
+        coordinators.insert(number, (epoch, sender.clone()));
         Ok(sender)
     }
+}
+
+async fn ask_coordinator(node: &Node, leader: NodeId, request: &Request) -> Result<Response, WireError> {
+    let address = node.address_of(leader)?;
+    node.peers.request((leader, &address), request, Bytes::new()).await.map(|(response, _)| response)
 }
 
 fn topic_name() -> Result<TopicName, WireError> {
@@ -102,6 +149,8 @@ fn topic_name() -> Result<TopicName, WireError> {
 /// One partition of `__groups`, and the state that its log spells.
 struct Coordinator {
     partition: Partition,
+    /// Of the leader epoch in which this coordinator serves.
+    lane: Lane,
     groups: bus_coordinator::Groups,
     clock: Arc<dyn Clock>,
     topics: crate::topics::Topics,
@@ -127,9 +176,10 @@ impl Coordinator {
     }
 
     async fn load(&mut self, disk: tokio::runtime::Handle) -> Result<(), WireError> {
+        // All that coordinators before this one committed, and nothing that may yet be taken back.
+        let end = settled(&self.partition).await?.high_watermark;
         let reader = self.partition.reader().clone();
         let mut from = reader.log_start();
-        let end = self.partition.high_watermark();
         while from < end {
             let log = reader.clone();
             let read = disk.spawn_blocking(move || log.read(from, LOAD_BYTES, end)).await;
@@ -221,7 +271,7 @@ impl Coordinator {
         }
         let batch = batch.build_batch().map_err(|error| error.refusal())?;
         self.log_bytes += batch.bytes().len() as u64;
-        let ticket = self.partition.append(batch, Acks::All, &Lane::default()).await;
+        let ticket = self.partition.append(batch, Acks::All, &self.lane).await;
         let ack = ticket.map_err(|error| error.refusal())?.await.map_err(|error| error.refusal())?;
         for record in records {
             self.groups

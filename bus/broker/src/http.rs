@@ -45,7 +45,7 @@ async fn metrics(State(node): State<Arc<Node>>) -> String {
         for (number, served) in topic.partitions.load().iter().enumerate() {
             let labels = [("topic", name.to_string()), ("partition", number.to_string())];
             let online = match served {
-                Served::Here(partition) => {
+                Served::Here(partition) | Served::Follows(partition, _) => {
                     let reader = partition.reader();
                     node.metrics.set("bus_partition_log_start", &labels, reader.log_start() as f64);
                     node.metrics.set("bus_partition_log_end", &labels, reader.log_end() as f64);
@@ -58,7 +58,7 @@ async fn metrics(State(node): State<Arc<Node>>) -> String {
                     partition.offline().is_none()
                 }
                 Served::Offline(_) => false,
-                Served::Elsewhere => continue,
+                Served::Elsewhere(_) => continue,
             };
             node.metrics.set("bus_partition_online", &labels, f64::from(u8::from(online)));
         }

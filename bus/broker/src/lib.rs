@@ -14,6 +14,7 @@
 //! image says so; a request waits until that has happened. Not here: the formats (protocol), QUIC (transport), what a
 //! leader decides (replica), Raft (metadata), the sandbox (function).
 
+mod authority;
 mod blobs;
 mod broker;
 mod data_dir;
@@ -23,13 +24,20 @@ mod handler;
 mod http;
 mod ingest;
 mod metrics;
+mod modules;
 mod node;
 mod options;
 mod peers;
+mod producer_ids;
 mod reconciler;
 mod refusal;
+mod replicas;
+mod replication;
+mod reports;
 mod server;
+mod throttle;
 mod topics;
+mod watermarks;
 
 pub use broker::{Broker, StartError};
 pub use data_dir::DataDirError;

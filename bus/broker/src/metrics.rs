@@ -17,6 +17,7 @@ pub(crate) struct Metrics {
     pub(crate) refused_batches: Counter,
     pub(crate) produce_seconds: Histogram,
     pub(crate) fetched_bytes: Counter,
+    pub(crate) replicated_bytes: Counter,
     pub(crate) requests: Counter,
     pub(crate) connections: Gauge,
 }
@@ -41,6 +42,7 @@ impl Metrics {
             produce_seconds: recorder
                 .register_histogram(&Key::from_static_name("bus_produce_seconds"), &METADATA),
             fetched_bytes: counter("bus_fetched_bytes_total"),
+            replicated_bytes: counter("bus_replicated_bytes_total"),
             requests: counter("bus_requests_total"),
             connections: recorder.register_gauge(&Key::from_static_name("bus_connections"), &METADATA),
             recorder,

@@ -2,20 +2,31 @@
 
 use std::future::Future;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
 use bus_metadata::{Applied, Command, Metadata};
+use bus_protocol::request::Request;
 use bus_protocol::{Clock, ErrorCode, NodeId, WireError};
-use tokio::sync::{Semaphore, watch};
+use bytes::Bytes;
+use tokio::sync::{Notify, Semaphore, watch};
 
 use crate::blobs::Blobs;
 use crate::data_dir::DataDir;
 use crate::functions::Functions;
 use crate::groups::Groups;
 use crate::metrics::Metrics;
+use crate::modules::Modules;
 use crate::options::Options;
+use crate::peers::Peers;
+use crate::producer_ids::ProducerIds;
 use crate::refusal::Refusal as _;
+use crate::throttle::Throttle;
 use crate::topics::Topics;
+use crate::watermarks::Watermarks;
+
+/// How long the others may take to run a change before it is answered all the same.
+const SETTLE: Duration = Duration::from_secs(5);
 
 /// A running broker's parts. Handlers hold it by `Arc`; what changes in it changes behind locks of its own.
 pub(crate) struct Node {
@@ -28,13 +39,23 @@ pub(crate) struct Node {
     pub(crate) functions: Functions,
     pub(crate) groups: Groups,
     pub(crate) blobs: Blobs,
+    pub(crate) modules: Modules,
     pub(crate) metrics: Metrics,
+    pub(crate) peers: Peers,
+    pub(crate) producer_ids: ProducerIds,
+    pub(crate) watermarks: Watermarks,
+    /// What holds records back that go to replicas which a reassignment adds.
+    pub(crate) catch_up: Throttle,
+    /// The epoch of this broker's registration; 0 before.
+    pub(crate) broker_epoch: AtomicU64,
     /// Where partitions run; they block on the disk.
     pub(crate) runtime: bus_replica::Runtime,
     /// What all logs of this node share.
     pub(crate) logs: bus_log::Env,
     /// The index of the image that this node runs: everything it asks for is started, or said to be offline.
     pub(crate) reconciled: watch::Sender<u64>,
+    /// Has the reconciler look again though the image has not changed.
+    pub(crate) nudge: Notify,
     /// A place for each module that is taken in and compiled at once.
     pub(crate) uploads: Semaphore,
     pub(crate) stop: watch::Sender<bool>,
@@ -45,11 +66,57 @@ impl Node {
     /// Changes the metadata; when it returns, this node runs what the change asks for.
     pub(crate) async fn change(&self, command: Command) -> Result<Applied, WireError> {
         let applied = self.metadata.propose(command).await.map_err(|error| error.refusal())?;
-        let index = self.metadata.image().index();
+        self.await_metadata(self.metadata.image().index()).await?;
+        Ok(applied)
+    }
+
+    /// As [`Self::change`]; and so do the other brokers that are up, or [`SETTLE`] has passed.
+    pub(crate) async fn change_everywhere(&self, command: Command) -> Result<Applied, WireError> {
+        let applied = self.change(command).await?;
+        let image = self.metadata.image();
+        let request = Request::AwaitMetadata { index: image.index() };
+        let others = image.brokers().filter(|broker| broker.node != self.id && !broker.fenced);
+        let asked = others.map(|broker| {
+            let asked = (broker.node, broker.address.as_str());
+            self.peers.request_within(SETTLE, asked, &request, Bytes::new())
+        });
+        for answer in futures::future::join_all(asked).await {
+            // It will run it before it serves anybody who knows of it.
+            if let Err(error) = answer {
+                tracing::warn!(%error, "a broker does not say that it runs a change");
+            }
+        }
+        Ok(applied)
+    }
+
+    /// Waits until this node runs what the image of that index asks for.
+    pub(crate) async fn await_metadata(&self, index: u64) -> Result<(), WireError> {
         let mut reconciled = self.reconciled.subscribe();
         match reconciled.wait_for(|running| *running >= index).await {
-            Ok(_) => Ok(applied),
+            Ok(_) => Ok(()),
             Err(_) => Err(WireError::new(ErrorCode::ShuttingDown, "the broker is stopping")),
+        }
+    }
+
+    /// The epoch of this broker's registration.
+    pub(crate) fn epoch(&self) -> u64 {
+        self.broker_epoch.load(Ordering::Acquire)
+    }
+
+    /// The address of a broker that may be asked.
+    pub(crate) fn address_of(&self, node: NodeId) -> Result<String, WireError> {
+        let image = self.metadata.image();
+        let broker = image.broker(node).filter(|broker| !broker.fenced);
+        broker.map(|broker| broker.address.clone()).ok_or_else(|| {
+            WireError::new(ErrorCode::NotLeader, format!("node {node} is not up: another takes over"))
+        })
+    }
+
+    /// Lets time pass; an error when the broker begins to stop.
+    pub(crate) async fn pause(&self, time: Duration) -> Result<(), ()> {
+        match tokio::time::timeout(time, self.stopping()).await {
+            Ok(()) => Err(()),
+            Err(_) => Ok(()),
         }
     }
 

@@ -6,6 +6,9 @@ use std::path::PathBuf;
 use bus_protocol::NodeId;
 use serde::{Deserialize, Serialize};
 
+/// The most addresses that a broker tries to join a cluster over.
+const JOIN_ADDRESSES: usize = 64;
+
 /// Settings of one broker. All have defaults that work: a single node with its data in `./bus-data`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -18,6 +21,12 @@ pub struct Options {
     pub listen: SocketAddr,
     /// The `HOST:PORT` that it tells others; `listen` unless said.
     pub advertise: Option<String>,
+    /// The advertised addresses of the cluster's first brokers, the same list on each; empty for a node of its own.
+    pub join: Vec<String>,
+    /// Where this broker stands, if replicas are to be spread over racks.
+    pub rack: Option<String>,
+    /// How long an in-sync replica may lack something before it leaves the ISR, in milliseconds.
+    pub replica_lag_time_max_ms: u64,
     /// Where `/metrics`, `/healthz` and `/readyz` are served, over TCP; nowhere if `None`. Port 0 takes a free one.
     pub http: Option<SocketAddr>,
     /// How often retention looks for old segments, in seconds.
@@ -45,6 +54,9 @@ impl Default for Options {
             data: PathBuf::from("bus-data"),
             listen: SocketAddr::from(([127, 0, 0, 1], 9440)),
             advertise: None,
+            join: Vec::new(),
+            rack: None,
+            replica_lag_time_max_ms: 3_000,
             http: Some(SocketAddr::from(([127, 0, 0, 1], 9441))),
             retention_check_seconds: 30,
             produce_memory_bytes: 64 << 20,
@@ -63,6 +75,12 @@ impl Options {
     pub fn validate(&self) -> Result<(), String> {
         if self.node_id == 0 {
             return Err("node_id must be at least 1".into());
+        }
+        if self.replica_lag_time_max_ms < 100 {
+            return Err("replica_lag_time_max_ms must be at least 100".into());
+        }
+        if self.join.len() > JOIN_ADDRESSES {
+            return Err(format!("join must name at most {JOIN_ADDRESSES} addresses"));
         }
         if self.retention_check_seconds == 0 {
             return Err("retention_check_seconds must be at least 1".into());

@@ -7,31 +7,32 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
-use bus_log::{Log, LogConfig};
 use bus_metadata::MetadataImage;
-use bus_protocol::{ErrorCode, PartitionId, TopicId, TopicName, TopicPartition, WireError};
-use bus_replica::{Partition, Role};
-use futures::StreamExt as _;
+use bus_protocol::{TopicId, TopicName};
 
 use crate::data_dir::topic_folder;
 use crate::node::Node;
-use crate::refusal::Refusal as _;
-use crate::topics::{Served, Topic};
-
-/// Logs opened at once: opening waits for the disk more than for a core.
-const OPEN_AT_ONCE: usize = 16;
+use crate::replicas::Replicas;
+use crate::topics::Topic;
 
 /// The task that keeps the node to the image. Only it writes [`crate::topics::Topics`] and starts and stops
 /// partitions and functions.
 pub(crate) struct Reconciler {
     node: Arc<Node>,
-    /// The roles that the running partitions were last told.
-    roles: HashMap<(TopicId, PartitionId), Role>,
+    replicas: Replicas,
+    /// The topics as they were when they were last reconciled, and the image that they are of.
+    settled: HashMap<TopicName, Arc<bus_metadata::Topic>>,
+    last: MetadataImage,
 }
 
 impl Reconciler {
     pub(crate) fn new(node: Arc<Node>) -> Self {
-        Self { node, roles: HashMap::new() }
+        Self {
+            replicas: Replicas::new(Arc::clone(&node)),
+            node,
+            settled: HashMap::new(),
+            last: MetadataImage::default(),
+        }
     }
 
     /// Runs until the broker stops.
@@ -47,6 +48,7 @@ impl Reconciler {
             self.node.reconciled.send_replace(image.index());
             tokio::select! {
                 changed = images.changed() => if changed.is_err() { return },
+                () = self.node.nudge.notified() => {}
                 () = &mut stopping => return,
             }
         }
@@ -76,9 +78,11 @@ impl Reconciler {
 
     async fn reconcile(&mut self, image: &MetadataImage) {
         // Functions first: a topic takes no batch before its transforms stand.
-        self.node.functions.load(image);
+        self.node.modules.look(&self.node);
+        self.node.functions.load(image, &self.node.modules);
         self.remove_deleted(image).await;
         let mut running = (*self.node.topics.all()).clone();
+        let same_brokers = self.last.same_brokers(image);
         for wanted in image.topics() {
             let topic = running.entry(wanted.name.clone()).or_insert_with(|| {
                 Arc::new(Topic {
@@ -91,11 +95,17 @@ impl Reconciler {
                 })
             });
             topic.set_chain(self.node.functions.chain(image, &topic.name)).await;
+            let settled = self.settled.get(&wanted.name).is_some_and(|settled| Arc::ptr_eq(settled, wanted));
+            if settled && same_brokers && topic.is_well() {
+                continue;
+            }
             if **topic.config.load() != wanted.config {
                 topic.config.store(Arc::new(wanted.config.clone()));
             }
-            self.serve(topic, wanted).await;
+            self.replicas.serve(topic, wanted, image).await;
+            self.settled.insert(wanted.name.clone(), Arc::clone(wanted));
         }
+        self.last = image.clone();
         self.node.topics.publish(running);
         // Consumers last: they read partitions and emit to topics.
         self.node.functions.attend(&self.node, image).await;
@@ -113,129 +123,14 @@ impl Reconciler {
         // Unpublished first: nobody new finds the topic while it goes.
         self.node.topics.publish(kept);
         for topic in deleted {
+            self.settled.remove(&topic.name);
             self.node.functions.leave(&topic.name).await;
-            for served in topic.partitions.swap(Arc::default()).iter() {
-                if let Served::Here(partition) = served
-                    && let Err(error) = partition.delete().await
-                {
-                    tracing::warn!(topic = %topic.name, %error, "a deleted partition's log was not removed");
-                }
-            }
-            self.roles.retain(|(id, _), _| *id != topic.id);
+            self.replicas.delete(&topic).await;
             let folder = self.node.data.topics().join(topic_folder(&topic.name, topic.id));
             if let Err(error) = self.node.blocking(move || std::fs::remove_dir_all(folder)).await {
                 tracing::warn!(topic = %topic.name, %error, "a deleted topic's folder was not removed");
             }
             tracing::info!(topic = %topic.name, "topic deleted");
-        }
-    }
-
-    /// Starts, tells and stops the partitions of one topic.
-    async fn serve(&mut self, topic: &Topic, wanted: &bus_metadata::Topic) {
-        let before = topic.partitions.load_full();
-        let mut after: Vec<Served> = Vec::with_capacity(wanted.partitions.len());
-        let mut open = Vec::new();
-        for (number, partition) in wanted.partitions.iter().enumerate() {
-            let key = (topic.id, number as PartitionId);
-            let role = (partition.leader == Some(self.node.id)).then(|| Role {
-                node: self.node.id,
-                epoch: partition.leader_epoch,
-                isr: partition.isr.clone(),
-                config: wanted.config.clone(),
-            });
-            let served = before.get(number).cloned().unwrap_or(Served::Elsewhere);
-            after.push(match (served, role) {
-                (Served::Here(running), Some(role)) if self.roles.get(&key).is_some_and(|r| r.epoch == role.epoch) => {
-                    self.tell(key, &running, role).await;
-                    Served::Here(running)
-                }
-                (served, role) => {
-                    if let Served::Here(running) = served {
-                        self.roles.remove(&key);
-                        if let Err(error) = running.close().await {
-                            tracing::warn!(topic = %topic.name, partition = number, %error, "not closed cleanly");
-                        }
-                    }
-                    if let Some(role) = role {
-                        open.push((key.1, role));
-                    }
-                    Served::Elsewhere
-                }
-            });
-        }
-        for (number, role, served) in self.open_all(topic, open).await {
-            if matches!(served, Served::Here(_)) {
-                self.roles.insert((topic.id, number), role);
-            }
-            if let Some(place) = after.get_mut(number as usize) {
-                *place = served;
-            }
-        }
-        topic.partitions.store(Arc::new(after));
-    }
-
-    async fn tell(&mut self, key: (TopicId, PartitionId), running: &Partition, role: Role) {
-        if self.roles.get(&key) != Some(&role) && running.configure(role.clone()).await.is_ok() {
-            self.roles.insert(key, role);
-        }
-    }
-
-    async fn open_all(
-        &self,
-        topic: &Topic,
-        open: Vec<(PartitionId, Role)>,
-    ) -> Vec<(PartitionId, Role, Served)> {
-        if open.is_empty() {
-            return Vec::new();
-        }
-        if let Err(error) = self.make_folder(topic).await {
-            let offline = Served::Offline(format!("its folder cannot be made: {}", error.message));
-            return open.into_iter().map(|(number, role)| (number, role, offline.clone())).collect();
-        }
-        futures::stream::iter(open)
-            .map(|(number, role)| async move {
-                let served = self.open(&topic.name, topic.id, number, role.clone()).await;
-                (number, role, served)
-            })
-            .buffer_unordered(OPEN_AT_ONCE)
-            .collect()
-            .await
-    }
-
-    /// Makes the folder that a topic's partitions lie in, for good, and ends deletions that a crash cut short.
-    async fn make_folder(&self, topic: &Topic) -> Result<(), WireError> {
-        let (topics, storage) = (self.node.data.topics(), Arc::clone(&self.node.logs.storage));
-        let folder = topics.join(topic_folder(&topic.name, topic.id));
-        self.node
-            .blocking(move || {
-                if !folder.exists() {
-                    let io = |error| {
-                        WireError::new(ErrorCode::StorageFailed, format!("{}: {error}", folder.display()))
-                    };
-                    std::fs::create_dir_all(&folder).map_err(io)?;
-                    return std::fs::File::open(&topics).and_then(|folder| folder.sync_all()).map_err(io);
-                }
-                bus_log::finish_deletions(storage.as_ref(), &folder).map_err(|error| error.refusal())
-            })
-            .await
-    }
-
-    async fn open(&self, topic: &TopicName, id: TopicId, number: PartitionId, role: Role) -> Served {
-        let folder = self.node.data.partition(topic, id, number);
-        let log_config = LogConfig::from(&role.config);
-        let env = self.node.logs.clone();
-        let name = TopicPartition::new(topic.clone(), number);
-        let opened = self.node.runtime.disk.spawn_blocking(move || Log::open(&env, &folder, log_config));
-        match opened.await {
-            Ok(Ok(log)) => {
-                tracing::debug!(partition = %name, start = log.log_start(), end = log.log_end(), "partition opened");
-                Served::Here(Partition::lead(number, log, role, &self.node.runtime))
-            }
-            Ok(Err(error)) => {
-                tracing::error!(partition = %name, %error, "partition is offline");
-                Served::Offline(error.to_string())
-            }
-            Err(ended) => Served::Offline(format!("the thread that opened it ended: {ended}")),
         }
     }
 }

@@ -1,6 +1,7 @@
 //! The one place where the errors of the crates below become codes on the wire.
 
 use bus_function::{ChainError, TransformError};
+use bus_log::SequenceError;
 use bus_metadata::ProposeError;
 use bus_protocol::batch::BatchError;
 use bus_protocol::{ErrorCode, FrameError, TopicName, WireError};
@@ -18,7 +19,9 @@ impl Refusal for AppendError {
             Self::Full => ErrorCode::StorageFull,
             Self::Behind => ErrorCode::Busy,
             Self::Offline(_) => ErrorCode::StorageFailed,
-            Self::Closed => ErrorCode::NotLeader,
+            Self::Sequence(SequenceError::OutOfOrder { .. }) => ErrorCode::OutOfOrderSequence,
+            Self::Sequence(SequenceError::Fenced { .. }) => ErrorCode::FencedProducer,
+            Self::NotLeader | Self::Closed => ErrorCode::NotLeader,
         };
         WireError::new(code, self.to_string())
     }

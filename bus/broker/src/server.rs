@@ -76,19 +76,29 @@ async fn serve_stream(
     node: &Arc<Node>,
 ) -> Result<(), bus_transport::Error> {
     let (kind, mut send, recv) = opening.accept().await?;
+    let between_brokers = matches!(kind, StreamKind::Metadata | StreamKind::Replicate);
+    if !between_brokers && !node.is_ready() {
+        let starting =
+            WireError::new(ErrorCode::Busy, "the broker is starting or stopping: ask another, or try again");
+        send.write_frame(&starting, &[]).await?;
+        return send.finish();
+    }
     match kind {
-        StreamKind::Request => handler::request::serve(node, room, send, recv).await,
+        StreamKind::Request => handler::request::serve(node, peer, room, send, recv).await,
         StreamKind::Produce => handler::produce::serve(node, room, send, recv).await,
         StreamKind::Fetch => handler::fetch::serve(node, send, recv).await,
         StreamKind::Discard => bus_transport::drain(send, recv).await.map(drop),
         // The peer's certificate is of this cluster's CA, or there is none: only brokers have one.
-        StreamKind::Metadata if peer.is_some() => handler::metadata::serve(node, send, recv).await,
-        StreamKind::Metadata => {
-            let refused =
-                WireError::new(ErrorCode::Unauthorized, "metadata streams are for the cluster's brokers");
-            send.write_frame(&refused, &[]).await?;
-            send.finish()
-        }
+        StreamKind::Metadata | StreamKind::Replicate => match peer {
+            Some(_) if kind == StreamKind::Metadata => handler::metadata::serve(node, send, recv).await,
+            Some(peer) => handler::replicate::serve(node, peer, send, recv).await,
+            None => {
+                let refused =
+                    WireError::new(ErrorCode::Unauthorized, "this stream is for the cluster's brokers");
+                send.write_frame(&refused, &[]).await?;
+                send.finish()
+            }
+        },
     }
 }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use bus_function::Chain;
-use bus_protocol::{ErrorCode, PartitionId, TopicConfig, TopicId, TopicName, WireError};
+use bus_protocol::{ErrorCode, NodeId, PartitionId, TopicConfig, TopicId, TopicName, WireError};
 use bus_replica::Partition;
 
 /// All topics that run here. Lookups are lock-free; only the reconciler writes.
@@ -32,10 +32,22 @@ pub(crate) struct Topic {
 pub(crate) enum Served {
     /// This node leads it.
     Here(Partition),
-    /// This node should lead it, but its log does not open.
+    /// This node holds a replica; another leads it, or nobody.
+    Follows(Partition, Option<NodeId>),
+    /// This node holds a replica whose log does not open.
     Offline(String),
-    /// Another node leads it, or nobody.
-    Elsewhere,
+    /// This node holds no replica; who leads it, if anybody does.
+    Elsewhere(Option<NodeId>),
+}
+
+impl Served {
+    /// The replica that runs here, in whichever role.
+    pub(crate) fn replica(&self) -> Option<&Partition> {
+        match self {
+            Self::Here(partition) | Self::Follows(partition, _) => Some(partition),
+            Self::Offline(_) | Self::Elsewhere(_) => None,
+        }
+    }
 }
 
 impl Topics {
@@ -76,10 +88,11 @@ impl Topic {
                 ErrorCode::StorageFailed,
                 format!("partition {}-{partition} is offline: {why}", self.name),
             )),
-            Some(Served::Elsewhere) => Err(WireError::new(
-                ErrorCode::NotLeader,
-                format!("this broker does not lead partition {}-{partition}", self.name),
-            )),
+            Some(Served::Follows(_, leader) | Served::Elsewhere(leader)) => {
+                let who = leader.map_or("nobody does".to_owned(), |leader| format!("node {leader} does"));
+                let message = format!("this broker does not lead partition {}-{partition}: {who}", self.name);
+                Err(WireError { leader: *leader, ..WireError::new(ErrorCode::NotLeader, message) })
+            }
             None => Err(WireError::new(
                 ErrorCode::UnknownPartition,
                 format!(
@@ -101,14 +114,27 @@ impl Topic {
         }
     }
 
-    /// The partitions of it that this node leads.
-    pub(crate) fn led(&self) -> Vec<Partition> {
-        let partitions = self.partitions.load();
-        let led = partitions.iter().filter_map(|served| match served {
-            Served::Here(partition) => Some(partition.clone()),
-            Served::Offline(_) | Served::Elsewhere => None,
-        });
-        led.collect()
+    /// Adds to a refusal who leads the partition now, where another does.
+    pub(crate) fn with_leader(&self, partition: PartitionId, refused: WireError) -> WireError {
+        match (refused.code, self.partition(partition)) {
+            (ErrorCode::NotLeader, Err(now)) if now.leader.is_some() => now,
+            _ => refused,
+        }
+    }
+
+    /// Whether all its replicas here run: the others are tried again at the next change.
+    pub(crate) fn is_well(&self) -> bool {
+        let online = |replica: &Partition| replica.offline().is_none();
+        self.partitions.load().iter().all(|served| match served {
+            Served::Here(replica) | Served::Follows(replica, _) => online(replica),
+            Served::Offline(_) => false,
+            Served::Elsewhere(_) => true,
+        })
+    }
+
+    /// The replicas of it that run here, in whichever role.
+    pub(crate) fn replicas(&self) -> Vec<Partition> {
+        self.partitions.load().iter().filter_map(Served::replica).cloned().collect()
     }
 }
 

@@ -16,6 +16,7 @@ use crate::{bench, cluster, completions, consume, demo, dev, function, produce, 
   bus topic create orders --partitions 3
   echo hello | bus produce orders
   bus consume orders --from start --until end
+  bus dev --nodes 3                           # a throwaway cluster of three
   bus function new redact && bus function deploy redact redact.wasm --transform orders
 
 Exit codes: 0 done, 1 refused or failed, 2 wrong usage, 130 interrupted.")]

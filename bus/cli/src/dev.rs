@@ -1,43 +1,39 @@
 //! `bus dev`.
 
+use std::fs;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
-use bus_broker::Options;
+use bus_broker::{Broker, Options};
 use clap::Args;
+use futures::future::try_join_all;
 
 use crate::failure::usage;
 use crate::interrupt::Interrupt;
-use crate::start;
+use crate::{output, ports, start};
+
+/// In a folder that is kept: the addresses of the cluster's nodes, which know each other by them.
+const ADDRESSES: &str = "addresses.json";
 
 /// Run a throwaway cluster on this machine, in the foreground
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
-  bus dev                      # gone without a trace after Ctrl-C
-  bus dev --data ./dev-data    # kept")]
+  bus dev                      # one broker, gone without a trace after Ctrl-C
+  bus dev --nodes 3            # a cluster: bus topic create orders --replicas 3
+  bus dev --data ./dev-data    # kept
+
+The first node listens on 127.0.0.1:9440 if that is free, where the other verbs find it without a flag.")]
 pub(crate) struct Dev {
-    /// How many brokers; this version runs one
-    #[arg(long, value_name = "N", default_value_t = 1)]
-    nodes: u32,
+    /// How many brokers
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=9))]
+    nodes: u64,
     /// Where everything is kept; without it, in a temporary folder that is deleted at the end
     #[arg(long, value_name = "DIR")]
     data: Option<PathBuf>,
 }
 
 pub(crate) async fn run(args: Dev, interrupt: Interrupt) -> anyhow::Result<()> {
-    if args.nodes != 1 {
-        return Err(usage(format!(
-            "--nodes {}: this version of bus runs clusters of one broker: leave --nodes out",
-            args.nodes
-        )));
-    }
-    let mut options = Options::default();
-    // The usual port, so that the other verbs need no flag; a free one where it is taken.
-    if std::net::UdpSocket::bind(options.listen).is_err() {
-        options.listen = SocketAddr::from(([127, 0, 0, 1], 0));
-    }
-    options.http = Some(SocketAddr::from(([127, 0, 0, 1], 0)));
     let (data, temporary) = match args.data {
         Some(data) => (data, None),
         None => {
@@ -46,11 +42,116 @@ pub(crate) async fn run(args: Dev, interrupt: Interrupt) -> anyhow::Result<()> {
             (folder.path().to_owned(), Some(folder))
         }
     };
-    options.data = data;
     let note = if temporary.is_some() { " (deleted at the end)" } else { "" };
-    start::serve(options, note, false, &interrupt).await?;
+    let addresses = addresses(&data, args.nodes as usize)?;
+    if let [address] = addresses[..] {
+        start::serve(options(1, data, address, Vec::new()), note, false, &interrupt).await?;
+    } else {
+        serve(&data, &addresses, note, &interrupt).await?;
+    }
     if let Some(folder) = temporary {
         folder.close().context("cannot delete the temporary data folder")?;
     }
     Ok(())
+}
+
+fn options(node_id: u64, data: PathBuf, listen: SocketAddr, join: Vec<String>) -> Options {
+    let http = Some(SocketAddr::from(([127, 0, 0, 1], 0)));
+    Options { node_id, data, listen, join, http, ..Options::default() }
+}
+
+/// Where the nodes of the cluster in `data` listen: where they did before, as far as there were any. A node by itself
+/// is known to nobody, and may be anywhere.
+fn addresses(data: &Path, nodes: usize) -> anyhow::Result<Vec<SocketAddr>> {
+    let shown = data.display();
+    let file = data.join(ADDRESSES);
+    let mut addresses: Vec<SocketAddr> = match fs::read(&file) {
+        Ok(bytes) => {
+            serde_json::from_slice(&bytes).with_context(|| format!("{} is damaged", file.display()))?
+        }
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
+        Err(error) => return Err(error).with_context(|| format!("cannot read {}", file.display())),
+    };
+    if addresses.len() > nodes {
+        let nodes = addresses.len();
+        return Err(usage(format!(
+            "{shown} holds a cluster of {nodes} nodes: pass --nodes {nodes}, or another --data"
+        )));
+    }
+    if nodes > 1 && data.join("node.json").exists() {
+        return Err(usage(format!(
+            "{shown} holds a node by itself: leave --nodes out, or pass another --data"
+        )));
+    }
+    let missing = nodes - addresses.len();
+    let found = ports::free(missing, addresses.is_empty()).context("no free port on 127.0.0.1")?;
+    addresses.extend(found);
+    if nodes > 1 && missing > 0 {
+        let written =
+            fs::create_dir_all(data).and_then(|()| fs::write(&file, serde_json::to_vec(&addresses)?));
+        written.with_context(|| format!("cannot write {}", file.display()))?;
+    }
+    Ok(addresses)
+}
+
+/// Runs a cluster in this process until the user interrupts.
+async fn serve(
+    data: &Path,
+    addresses: &[SocketAddr],
+    note: &str,
+    interrupt: &Interrupt,
+) -> anyhow::Result<()> {
+    let join: Vec<_> = addresses.iter().map(ToString::to_string).collect();
+    let nodes = (1..).zip(addresses).map(|(node, address)| {
+        let folder = data.join(format!("node-{node}"));
+        Box::pin(Broker::start(options(node, folder, *address, join.clone())))
+    });
+    let brokers = tokio::select! {
+        brokers = try_join_all(nodes) => brokers?,
+        () = interrupt.wait() => return Ok(()),
+    };
+    let shown = tell(&brokers, data, note);
+    // A closed stdout does not stop a cluster.
+    if let Err(error) = shown {
+        tracing::debug!(%error, "stdout is closed");
+    }
+    interrupt.wait().await;
+    // One after the other, so that each has somebody to hand over to; only the last has not.
+    for broker in brokers {
+        broker.shutdown().await;
+    }
+    Ok(())
+}
+
+fn tell(brokers: &[Broker], data: &Path, note: &str) -> anyhow::Result<()> {
+    for (node, broker) in (1..).zip(brokers) {
+        let metrics = broker.http_address().map(|http| format!(", metrics at http://{http}/metrics"));
+        output::line(&format!("node {node} at {}{}", broker.address(), metrics.unwrap_or_default()))?;
+    }
+    let servers: Vec<_> = brokers.iter().map(Broker::address).collect();
+    let (count, data) = (brokers.len(), data.display());
+    output::line(&format!("ready: {count} nodes, BUS_SERVER={}, data in {data}{note}", servers.join(",")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_kept_cluster_comes_back_where_it_was_and_may_grow() {
+        let folder = tempfile::tempdir().unwrap();
+        let data = folder.path().join("data");
+        assert_eq!(addresses(&data, 1).unwrap().len(), 1);
+        let three = addresses(&data, 3).unwrap();
+        assert_eq!(addresses(&data, 3).unwrap(), three);
+        let four = addresses(&data, 4).unwrap();
+        assert_eq!(four[..3], three);
+        let error = addresses(&data, 3).unwrap_err().to_string();
+        assert!(error.ends_with("holds a cluster of 4 nodes: pass --nodes 4, or another --data"), "{error}");
+        let alone = folder.path().join("alone");
+        fs::create_dir(&alone).unwrap();
+        fs::write(alone.join("node.json"), "{}").unwrap();
+        assert!(addresses(&alone, 1).is_ok());
+        assert!(addresses(&alone, 3).unwrap_err().to_string().contains("by itself"));
+    }
 }

@@ -21,41 +21,53 @@ mod interrupt;
 mod jsonl;
 mod output;
 mod pairs;
+mod ports;
 mod produce;
 mod rfc3339;
 mod start;
 mod topic;
 mod units;
+mod waiting;
 
 use std::io::IsTerminal as _;
 use std::process::ExitCode;
 
 use clap::Parser as _;
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::layer::{Layer as _, SubscriberExt as _};
+use tracing_subscriber::util::SubscriberInitExt as _;
+use tracing_subscriber::{EnvFilter, fmt};
 
 use crate::args::{Cli, Verb};
 use crate::interrupt::Interrupt;
+use crate::waiting::Waiting;
 
 fn main() -> ExitCode {
     let cli = Cli::parse_from(args::spread(std::env::args_os()));
-    log_to_stderr();
-    match run(cli) {
+    let waiting = log_to_stderr();
+    match run(cli, waiting) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => failure::report(&error),
     }
 }
 
-/// What the crates below have to say, at `warn` unless `BUS_LOG` says otherwise.
-fn log_to_stderr() {
-    let filter = EnvFilter::try_from_env("BUS_LOG").unwrap_or_else(|_| EnvFilter::new("warn"));
+/// What is logged unless `BUS_LOG` says otherwise. A peer that cannot be reached is logged by the crates of ours that it
+/// concerns; openraft has several lines for each message to it.
+const LOGGED: &str = "warn,openraft=off";
+
+/// What the crates below have to say; and, for `bus start`, what they wait for.
+fn log_to_stderr() -> Waiting {
+    let filter = EnvFilter::try_from_env("BUS_LOG").unwrap_or_else(|_| EnvFilter::new(LOGGED));
     let color =
         std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(color).init();
+    let lines = fmt::layer().with_writer(std::io::stderr).with_ansi(color).with_filter(filter);
+    let (listener, waiting) = waiting::listen();
+    tracing_subscriber::registry().with(lines).with(listener).init();
+    waiting
 }
 
 /// Runs the verb on a thread of its own, so that a second Ctrl-C ends the process even where the verb is stuck in
 /// a write to a pipe that nobody reads.
-fn run(cli: Cli) -> anyhow::Result<()> {
+fn run(cli: Cli, waiting: Waiting) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let (interrupt, insisted) = {
         let _context = runtime.enter();
@@ -65,7 +77,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
     let handle = runtime.handle().clone();
     std::thread::Builder::new().name("verb".into()).spawn(move || {
         // The receiver is gone only where the process is on its way out.
-        let _ = done.send(handle.block_on(verb_of(cli, interrupt)));
+        let _ = done.send(handle.block_on(verb_of(cli, interrupt, waiting)));
     })?;
     let result = runtime.block_on(async {
         tokio::select! {
@@ -78,10 +90,10 @@ fn run(cli: Cli) -> anyhow::Result<()> {
     result
 }
 
-async fn verb_of(cli: Cli, interrupt: Interrupt) -> anyhow::Result<()> {
+async fn verb_of(cli: Cli, interrupt: Interrupt, waiting: Waiting) -> anyhow::Result<()> {
     let global = &cli.global;
     match cli.verb {
-        Verb::Start(args) => Box::pin(start::run(args, interrupt)).await,
+        Verb::Start(args) => Box::pin(start::run(args, interrupt, waiting)).await,
         Verb::Dev(args) => Box::pin(dev::run(args, interrupt)).await,
         Verb::Produce(args) => Box::pin(produce::run(global, args, interrupt)).await,
         Verb::Consume(args) => Box::pin(consume::run(global, args, interrupt)).await,
@@ -89,7 +101,7 @@ async fn verb_of(cli: Cli, interrupt: Interrupt) -> anyhow::Result<()> {
         Verb::Demo(args) => Box::pin(demo::run(args, interrupt)).await,
         Verb::Topic(verb) => Box::pin(interrupt.or(topic::run(global, verb))).await,
         Verb::Function(verb) => Box::pin(interrupt.or(function::run(global, verb))).await,
-        Verb::Cluster(verb) => Box::pin(interrupt.or(cluster::run(global, verb))).await,
+        Verb::Cluster(verb) => Box::pin(cluster::run(global, verb, interrupt)).await,
         Verb::Completions(args) => completions::run(&args),
     }
 }

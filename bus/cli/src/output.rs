@@ -57,6 +57,14 @@ pub(crate) fn table<R: Into<Row>>(heading: &[&str], rows: impl IntoIterator<Item
     line(&table.trim_fmt())
 }
 
+/// Node ids as people write them: `1,2,3`; `-` where there is none.
+pub(crate) fn list(nodes: &[u64]) -> String {
+    if nodes.is_empty() {
+        return "-".to_owned();
+    }
+    nodes.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
+}
+
 /// Prints names and values, a pair a line.
 pub(crate) fn fields(pairs: &[(&str, String)]) -> anyhow::Result<()> {
     let width = pairs.iter().map(|(name, _)| name.len()).max().unwrap_or_default();

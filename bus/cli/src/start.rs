@@ -8,8 +8,10 @@ use bus_broker::{Broker, Options};
 use clap::Args;
 use tokio::io::AsyncReadExt as _;
 
+use crate::failure::usage;
 use crate::interrupt::Interrupt;
 use crate::output;
+use crate::waiting::Waiting;
 
 /// Run a broker
 #[derive(Debug, Args)]
@@ -19,7 +21,17 @@ use crate::output;
   bus start --config bus.toml
   BUS_LOG=info bus start
 
-Prints one line when it is ready. SIGTERM and Ctrl-C flush and end with 0. What is acknowledged is on the disk in any case.")]
+A cluster of three: the same --join list on each, an id and a folder of its own for each. They wait for each other the first
+time; later each can come and go. On one machine (`bus dev --nodes 3` is shorter):
+  JOIN=127.0.0.1:9440,127.0.0.1:9450,127.0.0.1:9460
+  bus start --node-id 1 --data ./n1 --listen 127.0.0.1:9440 --http 127.0.0.1:9441 --join $JOIN
+  bus start --node-id 2 --data ./n2 --listen 127.0.0.1:9450 --http 127.0.0.1:9451 --join $JOIN
+  bus start --node-id 3 --data ./n3 --listen 127.0.0.1:9460 --http 127.0.0.1:9461 --join $JOIN
+On three machines, copy tls/ca.pem and tls/ca.key from the first node's folder into the others' before they start.
+A node that joins later needs no change of the list: any nodes of the cluster will do. `bus cluster rebalance` gives it its share.
+
+Prints one line when it is ready. SIGTERM and Ctrl-C hand leadership over, flush, and end with 0. What is acknowledged is on
+the disk in any case.")]
 pub(crate) struct Start {
     /// Settings, as TOML; flags have the last word
     #[arg(long, value_name = "FILE")]
@@ -36,6 +48,12 @@ pub(crate) struct Start {
     /// What it tells clients to connect to [default: where it listens]
     #[arg(long, value_name = "HOST:PORT")]
     advertise: Option<String>,
+    /// The advertised addresses of the cluster's first nodes, the same list on each: the first of it forms the cluster
+    #[arg(long, value_name = "HOST:PORT,...", value_delimiter = ',', value_parser = peer)]
+    join: Vec<String>,
+    /// Where it stands: replicas of a partition are spread over racks
+    #[arg(long, value_name = "NAME", value_parser = clap::builder::NonEmptyStringValueParser::new())]
+    rack: Option<String>,
     /// Where /metrics, /healthz and /readyz are served, over TCP; `none` for nowhere [default: 127.0.0.1:9441]
     #[arg(long, value_name = "HOST:PORT|none", value_parser = address_or_none)]
     http: Option<Http>,
@@ -53,14 +71,28 @@ fn address(text: &str) -> Result<SocketAddr, String> {
     found.next().ok_or_else(|| wrong("no such address".into()))
 }
 
+/// An address that is looked up later, when its node may be there.
+fn peer(text: &str) -> Result<String, String> {
+    let text = text.trim();
+    let port =
+        text.rsplit_once(':').filter(|(host, _)| !host.is_empty()).map(|(_, port)| port.parse::<u16>());
+    match port {
+        Some(Ok(1..)) => Ok(text.to_owned()),
+        _ => Err("write HOST:PORT,HOST:PORT,..., as in 10.0.0.1:9440,10.0.0.2:9440".into()),
+    }
+}
+
 fn address_or_none(text: &str) -> Result<Http, String> {
     if text == "none" { Ok(Http(None)) } else { address(text).map(|address| Http(Some(address))) }
 }
 
-pub(crate) async fn run(args: Start, interrupt: Interrupt) -> anyhow::Result<()> {
+pub(crate) async fn run(args: Start, interrupt: Interrupt, waiting: Waiting) -> anyhow::Result<()> {
     let until_stdin_closes = args.until_stdin_closes;
     let options = options(args)?;
-    serve(options, "", until_stdin_closes, &interrupt).await
+    tokio::select! {
+        served = serve(options, "", until_stdin_closes, &interrupt) => served,
+        never = waiting.tell() => match never {},
+    }
 }
 
 /// The settings: defaults, then the file, then the flags.
@@ -85,7 +117,17 @@ fn options(args: Start) -> anyhow::Result<Options> {
     if let Some(Http(http)) = args.http {
         options.http = http;
     }
+    if !args.join.is_empty() {
+        options.join = args.join;
+    }
+    options.rack = args.rack.or(options.rack);
     options.advertise = args.advertise.or(options.advertise);
+    if !options.join.is_empty() && options.advertise.is_none() && options.listen.ip().is_unspecified() {
+        return Err(usage(format!(
+            "{} is no address that other nodes can reach: say which is, with --advertise HOST:PORT",
+            options.listen
+        )));
+    }
     Ok(options)
 }
 
@@ -172,5 +214,31 @@ mod tests {
         assert_eq!(address("127.0.0.1:9440"), Ok(SocketAddr::from(([127, 0, 0, 1], 9440))));
         assert!(address("9440").unwrap_err().contains("HOST:PORT"));
         assert!(address_or_none("none").unwrap().0.is_none());
+        assert_eq!(peer(" bus-1.example.org:9440"), Ok("bus-1.example.org:9440".to_owned()));
+        assert_eq!(peer("[::1]:9440"), Ok("[::1]:9440".to_owned()));
+        for wrong in ["", "9440", ":9440", "host", "host:", "host:0", "host:99999"] {
+            assert!(peer(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_cluster_needs_addresses_that_others_can_reach() {
+        use clap::Parser as _;
+        let parse = |words: &[&str]| {
+            let words = ["bus", "start"].into_iter().chain(words.iter().copied());
+            match crate::args::Cli::parse_from(words).verb {
+                crate::args::Verb::Start(start) => options(start),
+                other => panic!("{other:?}"),
+            }
+        };
+        let joined = parse(&["--join", "a:1,b:2", "--rack", "r", "--node-id", "2"]).unwrap();
+        assert_eq!(
+            (joined.join, joined.rack.as_deref(), joined.node_id),
+            (vec!["a:1".into(), "b:2".into()], Some("r"), 2)
+        );
+        assert!(parse(&["--listen", "0.0.0.0:9440"]).is_ok());
+        let error = parse(&["--listen", "0.0.0.0:9440", "--join", "a:1"]).unwrap_err();
+        assert!(error.to_string().contains("--advertise"), "{error}");
+        assert!(parse(&["--listen", "0.0.0.0:9440", "--join", "a:1", "--advertise", "a:1"]).is_ok());
     }
 }

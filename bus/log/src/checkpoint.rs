@@ -145,6 +145,14 @@ fn number<T: FromStr>(words: &mut SplitWhitespace<'_>) -> Option<T> {
 }
 
 impl Place {
+    /// About how many bytes were written since `before`.
+    pub(crate) fn since(&self, before: Self) -> u64 {
+        match self.segment == before.segment {
+            true => self.position.saturating_sub(before.position),
+            false => self.position,
+        }
+    }
+
     /// The mark's bytes.
     pub(crate) fn encode(&self) -> [u8; 28] {
         let mut out = [0; 28];

@@ -107,10 +107,10 @@ impl Error {
 
 /// Some of a group's batches were appended, the rest not.
 #[derive(Debug, Clone, thiserror::Error)]
-#[error("{error} ({} batches of the group were appended before)", appended.len())]
+#[error("{error} ({} batches of the group were answered before)", outcomes.len())]
 pub struct PartialAppend {
-    /// The group's first batches, which are in the log.
-    pub appended: Vec<crate::Appended>,
-    /// Why the next one is not.
+    /// What became of the group's first batches.
+    pub outcomes: Vec<crate::Outcome>,
+    /// Why the next one was not appended.
     pub error: Error,
 }

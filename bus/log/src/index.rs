@@ -90,10 +90,11 @@ impl Index {
         }
     }
 
-    /// Where to start looking for the batch that holds offset `relative` to the segment's base.
-    pub(crate) fn position_of(&self, relative: i64) -> u64 {
+    /// Where to start looking for the batch that holds offset `relative` to the segment's base: a batch that begins
+    /// there.
+    pub(crate) fn entry_of(&self, relative: i64) -> OffsetEntry {
         let entry = self.offsets.snapshot().last_where(|entry| i64::from(entry.relative) <= relative);
-        entry.map_or(0, |entry| u64::from(entry.position))
+        entry.unwrap_or(OffsetEntry { relative: 0, position: 0 })
     }
 
     /// Where to start looking for the first record at `timestamp` or later.
@@ -124,6 +125,13 @@ impl IndexContents {
         let (offsets, times) = self.encode();
         storage.create(&log.with_extension("index"))?.write_at(&[&offsets], 0)?;
         storage.create(&log.with_extension("timeindex"))?.write_at(&[&times], 0)
+    }
+
+    /// Removes both files of a segment, if they are there.
+    pub(crate) fn remove(storage: &dyn Storage, log: &Path) {
+        for extension in ["index", "timeindex"] {
+            let _ = storage.remove_file(&log.with_extension(extension));
+        }
     }
 
     fn encode(&self) -> (Vec<u8>, Vec<u8>) {
@@ -259,16 +267,16 @@ mod tests {
     #[test]
     fn finds_where_to_look() {
         let index = Index::new(contents());
-        assert_eq!(index.position_of(-1), 0);
-        assert_eq!(index.position_of(105), 10 * 4_096);
-        assert_eq!(index.position_of(10_000), 49 * 4_096);
+        assert_eq!(index.entry_of(-1).position, 0);
+        assert_eq!(index.entry_of(105), OffsetEntry { relative: 100, position: 10 * 4_096 });
+        assert_eq!(index.entry_of(10_000).position, 49 * 4_096);
         assert_eq!(index.position_at(0), 0);
         assert_eq!(index.position_at(2_000), 4_096);
         assert_eq!(index.position_at(2_001), 2 * 4_096);
         let mut thin = contents();
         thin.thin();
         assert_eq!(thin.offsets.len(), 4);
-        assert_eq!(Index::new(thin).position_of(200), 16 * 4_096);
+        assert_eq!(Index::new(thin).entry_of(200).position, 16 * 4_096);
         let mut cut = contents();
         assert_eq!(cut.cut(9_000), (OffsetEntry { relative: 20, position: 8_192 }, Some(2_000)));
         assert_eq!((cut.offsets.len(), cut.times.len()), (2, 1));

@@ -21,6 +21,12 @@ pub struct Options {
     /// Bytes written after which a sync writes a recovery checkpoint too. After a crash, at most about this much
     /// is read again.
     pub checkpoint_bytes: u64,
+    /// The most idempotent producers that one log remembers; of more, those idle longest are forgotten. Each takes 32
+    /// bytes a remembered batch, at most about 2 KiB.
+    pub producers_per_partition: usize,
+    /// How long a producer that does not write is remembered, in milliseconds. It is forgotten when a segment is closed
+    /// or retention runs, after that.
+    pub producer_expiry_ms: u64,
 }
 
 impl Default for Options {
@@ -30,6 +36,8 @@ impl Default for Options {
             tail_budget_bytes: 96 << 20,
             index_interval_bytes: 4096,
             checkpoint_bytes: 64 << 20,
+            producers_per_partition: 10_000,
+            producer_expiry_ms: 24 * 60 * 60 * 1000,
         }
     }
 }
@@ -47,9 +55,12 @@ impl Options {
     /// Checks the ranges.
     pub fn validate(&self) -> Result<(), InvalidOption> {
         let interval = u64::from(self.index_interval_bytes);
-        for (name, value, least) in
-            [("index_interval_bytes", interval, 512), ("checkpoint_bytes", self.checkpoint_bytes, 1 << 16)]
-        {
+        for (name, value, least) in [
+            ("index_interval_bytes", interval, 512),
+            ("checkpoint_bytes", self.checkpoint_bytes, 1 << 16),
+            ("producers_per_partition", self.producers_per_partition as u64, 1),
+            ("producer_expiry_ms", self.producer_expiry_ms, 60_000),
+        ] {
             if value < least {
                 return Err(InvalidOption { name, value, least });
             }

@@ -137,16 +137,12 @@ impl LogReader {
         let mut read = Read { chunks: Vec::new(), next_offset: from };
         let storage = self.shared.env.storage.as_ref();
         let interval = u64::from(self.shared.env.options.index_interval_bytes);
-        for segment in segments_from(view, from) {
-            let from = from.max(segment.base);
-            if from >= below {
-                break;
-            }
-            if let Some((bytes, next)) = segment.read(storage, interval, from, max_bytes, below)? {
-                read.chunks.push(bytes);
-                read.next_offset = next;
-                break;
-            }
+        let holder = view.segments.partition_point(|segment| segment.base <= from).checked_sub(1);
+        if let Some(segment) = holder.and_then(|holder| view.segments.get(holder))
+            && let Some((bytes, next)) = segment.read(storage, interval, from, max_bytes, below)?
+        {
+            read.chunks.push(bytes);
+            read.next_offset = next;
         }
         Ok(read)
     }
@@ -214,11 +210,6 @@ impl LogReader {
             }
         }
     }
-}
-
-fn segments_from(view: &View, from: Offset) -> &[Arc<Segment>] {
-    let first = view.segments.partition_point(|segment| segment.base <= from).saturating_sub(1);
-    view.segments.get(first..).unwrap_or_default()
 }
 
 /// Takes from the tail's groups what a read hands out.

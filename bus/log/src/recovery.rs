@@ -15,6 +15,9 @@
 //!   not count as in sync with it.
 //!
 //! Damage is an error and changes nothing on the disk.
+//!
+//! The producers' table comes from the snapshot that was written with the checkpoint, and from the batches that are
+//! checked; if there is no such snapshot, `replay.rs` makes it up from what there is.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -25,8 +28,11 @@ use bus_protocol::{Epoch, Offset};
 use crate::checkpoint::{Checkpoint, Closed, Place};
 use crate::epochs::Epochs;
 use crate::index::IndexContents;
+use crate::producers::Producers;
+use crate::replay::restore;
 use crate::scan::{Scanner, Step};
 use crate::segment::{Segment, base_of, log_path};
+use crate::snapshot::Snapshots;
 use crate::storage::{File, Storage};
 use crate::{Env, Error};
 
@@ -53,6 +59,8 @@ pub struct Recovery {
 pub(crate) struct Recovered {
     pub(crate) segments: Vec<Arc<Segment>>,
     pub(crate) checkpoint: Checkpoint,
+    pub(crate) snapshots: Snapshots,
+    pub(crate) producers: Producers,
     pub(crate) end: Offset,
     pub(crate) report: Recovery,
     /// Whether there is more than is known to be durable.
@@ -69,19 +77,14 @@ struct Walk<'a> {
     from: Place,
     mark: Option<Place>,
     epochs: Epochs,
+    /// Where the table is known at `from`: the scan goes on with it.
+    producers: Option<Producers>,
     report: Recovery,
 }
 
 pub(crate) fn recover(env: &Env, dir: &Path) -> Result<Recovered, Error> {
     let storage = env.storage.as_ref();
-    let names = match storage.list(dir) {
-        Ok(names) => names,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            storage.create_dir(dir).map_err(|error| Error::io("create", dir, error))?;
-            Vec::new()
-        }
-        Err(error) => return Err(Error::io("list", dir, error)),
-    };
+    let names = list_or_create(storage, dir)?;
     let mut bases: Vec<Offset> = names.iter().filter_map(|name| base_of(name)).collect();
     bases.sort_unstable();
     let mut checkpoint = Checkpoint::read(storage, dir).unwrap_or_else(|| {
@@ -95,54 +98,61 @@ pub(crate) fn recover(env: &Env, dir: &Path) -> Result<Recovered, Error> {
     let from = checkpoint.recovery;
     let mut epochs = Epochs::new(std::mem::take(&mut checkpoint.epochs));
     epochs.cut(from.offset);
-    let mut walk = Walk { env, dir, from, mark, epochs, report: Recovery::default() };
-    let mut due = from.offset;
-    if bases.first().is_some_and(|first| *first != from.segment) || (bases.is_empty() && from.position > 0) {
-        let why = "the segment is missing";
-        return Err(Error::damaged(&log_path(dir, from.segment), 0, from.offset, why));
-    }
-    for (n, &base) in bases.iter().enumerate() {
-        if n > 0 && base != due {
-            let why = format!("the segment ends at offset {due}, and the next one begins at {base}");
-            let before = &segments[segments.len() - 1];
-            return Err(Error::damaged(&before.log, before.size(), due, why));
-        }
-        let last = n + 1 == bases.len();
-        let (segment, end) = walk.segment(base, last)?;
-        due = end;
-        if last {
-            segments.push(Arc::new(segment));
-        } else {
-            segment.write_index(storage, segment.size());
-            let (size, max_timestamp) = (segment.size(), segment.max_timestamp());
-            checkpoint.closed.push(Closed { base_offset: base, size, max_timestamp });
-            segments.push(Arc::new(segment.close(dir)));
-        }
-    }
+    let mut snapshots = Snapshots::find(&names);
+    let limit = env.options.producers_per_partition;
+    let nothing_before = from.position == 0 && checkpoint.closed.is_empty() && snapshots.is_empty();
+    let producers = match nothing_before {
+        true => Some(Producers::new(from.offset, limit)),
+        false => snapshots.read(storage, dir, from.offset, limit),
+    };
+    let mut walk = Walk { env, dir, from, mark, epochs, producers, report: Recovery::default() };
+    let end = walk.all(&bases, &mut segments, &mut checkpoint)?;
     let lost = walk.mark.map(|mark| mark.offset).into_iter().chain([from.offset]).max();
-    if let Some(stored) = lost.filter(|stored| *stored > due) {
-        tracing::error!(dir = %dir.display(), stored, end = due, "the disk lost records that had been stored");
+    if let Some(stored) = lost.filter(|stored| *stored > end) {
+        tracing::error!(dir = %dir.display(), stored, end, "the disk lost records that had been stored");
         walk.report.lost_stored = Some(stored);
     }
+    // Those above the end are of batches that are gone, and must not be found when others have taken their place.
+    if snapshots.remove_above(storage, dir, end)? {
+        storage.sync_dir(dir).map_err(|error| Error::io("sync", dir, error))?;
+    }
+    let (producers, scanned) = match walk.producers.filter(|_| end >= from.offset) {
+        Some(producers) => (producers, false),
+        None => {
+            let producers = restore(env, dir, &mut snapshots, &segments, end)?;
+            (producers, snapshots.is_empty() && !segments.is_empty())
+        }
+    };
     let place = segments.last().filter(|last| last.is_active()).map_or(
-        Place { offset: due, segment: due, position: 0 },
-        |last| Place { offset: due, segment: last.base, position: last.size() },
+        Place { offset: end, segment: end, position: 0 },
+        |last| Place { offset: end, segment: last.base, position: last.size() },
     );
     let report = walk.report;
     // After `kill -9` the mark is exact: what it covers is not synced again, so that thousands of logs open at once.
-    let unsynced = report.cut_bytes > 0 || lost.is_none_or(|stored| stored != due);
+    let unsynced = report.cut_bytes > 0 || lost.is_none_or(|stored| stored != end);
     let save = report.cut_bytes > 0
         || report.lost_stored.is_some()
         || segments.iter().any(|segment| segment.base >= from.segment && !segment.is_active())
-        || report.checked_bytes >= env.options.checkpoint_bytes / 8;
-    let entry_known = [walk.mark, Some(from)]
-        .into_iter()
-        .flatten()
-        .any(|known| known.segment == place.segment && known.position > 0);
+        || report.checked_bytes >= env.options.checkpoint_bytes / 8
+        || scanned;
+    let known = |known: Place| known.segment == place.segment && known.position > 0;
+    let entry_known = walk.mark.is_some_and(known) || known(from);
     checkpoint.recovery = place;
     checkpoint.epochs = walk.epochs.all().to_vec();
-    checkpoint.start = checkpoint.start.min(due);
-    Ok(Recovered { segments, checkpoint, end: due, report, unsynced, save, entry_known })
+    checkpoint.start = checkpoint.start.min(end);
+    Ok(Recovered { segments, checkpoint, snapshots, producers, end, report, unsynced, save, entry_known })
+}
+
+/// The names in the log's folder, which is there then.
+fn list_or_create(storage: &dyn Storage, dir: &Path) -> Result<Vec<String>, Error> {
+    match storage.list(dir) {
+        Ok(names) => Ok(names),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            storage.create_dir(dir).map_err(|error| Error::io("create", dir, error))?;
+            Ok(Vec::new())
+        }
+        Err(error) => Err(Error::io("list", dir, error)),
+    }
 }
 
 /// Files of segments before the first one that counts: a deletion that was not finished.
@@ -200,6 +210,41 @@ fn length_of(storage: &dyn Storage, path: &Path) -> Result<u64, Error> {
 }
 
 impl Walk<'_> {
+    /// Checks the segments `bases` from the checkpoint on, and adds them to those before; gives the log's end.
+    fn all(
+        &mut self,
+        bases: &[Offset],
+        segments: &mut Vec<Arc<Segment>>,
+        checkpoint: &mut Checkpoint,
+    ) -> Result<Offset, Error> {
+        let (from, mut due) = (self.from, self.from.offset);
+        if bases.first().is_some_and(|first| *first != from.segment)
+            || (bases.is_empty() && from.position > 0)
+        {
+            let why = "the segment is missing";
+            return Err(Error::damaged(&log_path(self.dir, from.segment), 0, from.offset, why));
+        }
+        for (n, &base) in bases.iter().enumerate() {
+            if n > 0 && base != due {
+                let why = format!("the segment ends at offset {due}, and the next one begins at {base}");
+                let before = &segments[segments.len() - 1];
+                return Err(Error::damaged(&before.log, before.size(), due, why));
+            }
+            let last = n + 1 == bases.len();
+            let (segment, end) = self.segment(base, last)?;
+            due = end;
+            if last {
+                segments.push(Arc::new(segment));
+            } else {
+                segment.write_index(self.env.storage.as_ref(), segment.size());
+                let (size, max_timestamp) = (segment.size(), segment.max_timestamp());
+                checkpoint.closed.push(Closed { base_offset: base, size, max_timestamp });
+                segments.push(Arc::new(segment.close(self.dir)));
+            }
+        }
+        Ok(due)
+    }
+
     /// Checks segment `base` from the checkpoint on; gives it and the offset after it.
     fn segment(&mut self, base: Offset, last: bool) -> Result<(Segment, Offset), Error> {
         let storage = self.env.storage.as_ref();
@@ -228,6 +273,7 @@ impl Walk<'_> {
                 Step::Batch(header, position) => {
                     segment.add(&header, position, interval);
                     self.epochs.note(header.leader_epoch, header.base_offset);
+                    self.note(&header);
                 }
                 Step::End => break,
                 Step::Bad(why) => {
@@ -242,6 +288,14 @@ impl Walk<'_> {
         self.report.checked_bytes += checked;
         segment.set_size(scanner.position());
         Ok((segment, scanner.offset()))
+    }
+
+    fn note(&mut self, header: &BatchHeader) {
+        // An index may have sent the scan back a little.
+        if let Some(producers) = self.producers.as_mut().filter(|_| header.base_offset >= self.from.offset) {
+            producers.note(header, self.env.clock.timestamp());
+            producers.commit(header.next_offset());
+        }
     }
 
     /// Whether what is wrong at `at` may be cut; an error if it is damage. See the module.

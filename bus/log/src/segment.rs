@@ -81,18 +81,18 @@ impl Segment {
         closed
     }
 
-    /// The segment to be written to again, as it is cut off at `cut`; its index from its file as far as that goes.
+    /// The segment of `cut`, to be written to again, as it is cut off there; its index from `index` as far as that goes.
     pub(crate) fn reopen(
         storage: &dyn Storage,
         dir: &Path,
-        base: Offset,
+        mut index: IndexContents,
         file: Arc<dyn File>,
         cut: Place,
         interval: u64,
     ) -> Result<Self, Error> {
-        let mut contents = IndexContents::read(storage, &log_path(dir, base)).unwrap_or_default();
-        let (resume, before) = contents.cut(contents.covered.min(cut.position));
-        let segment = Self::active(dir, base, file, contents);
+        let base = cut.segment;
+        let (resume, before) = index.cut(index.covered.min(cut.position));
+        let segment = Self::active(dir, base, file, index);
         if let Some(before) = before {
             segment.raise_max_timestamp(before);
         }
@@ -228,14 +228,16 @@ impl Segment {
         Ok(self.index(storage, interval)?.position_at(timestamp))
     }
 
-    /// Where to start looking for the batch that holds `offset`.
+    /// Where to start looking for the batch that holds `offset`: a position, and the base offset of the batch that is
+    /// due there.
     pub(crate) fn position_of(
         &self,
         storage: &dyn Storage,
         interval: u64,
         offset: Offset,
-    ) -> Result<u64, Error> {
-        Ok(self.index(storage, interval)?.position_of(offset.saturating_sub(self.base)))
+    ) -> Result<(u64, Offset), Error> {
+        let entry = self.index(storage, interval)?.entry_of(offset.saturating_sub(self.base));
+        Ok((u64::from(entry.position), self.base + i64::from(entry.relative)))
     }
 
     /// The base offset of the batch that begins at `position`, where an index says that one does.
@@ -251,8 +253,8 @@ impl Segment {
     }
 
     /// Reads whole batches from the one that holds `from` on: at least one, else no more than `max_bytes`; none
-    /// that reaches `below`. Their CRCs are checked. Gives them and the offset after them; `None` if there is
-    /// none (here).
+    /// that reaches `below`. Their CRCs are checked. Gives them and the offset after them; `None` if the first reaches
+    /// `below`. The segment holds `from`.
     pub(crate) fn read(
         &self,
         storage: &dyn Storage,
@@ -262,12 +264,12 @@ impl Segment {
         below: Offset,
     ) -> Result<Option<(Bytes, Offset)>, Error> {
         let size = self.size();
-        let mut position = self.position_of(storage, interval, from)?;
+        let (mut position, mut due) = self.position_of(storage, interval, from)?;
         let mut wanted = max_bytes.max(READ_BYTES);
         while position < size {
             let length = (size - position).min(wanted as u64) as usize;
             let bytes = self.read_bytes(storage, position, length)?;
-            let (found, next_wanted) = self.pick(&bytes, position, from, max_bytes, below, size)?;
+            let (found, next_wanted) = self.pick(&bytes, (position, due), from, max_bytes, below, size)?;
             match found {
                 Picked::Some { start, end, next_offset } => {
                     let read = Bytes::from(bytes).slice(start..end);
@@ -276,11 +278,11 @@ impl Segment {
                     return Ok(Some((read, next_offset)));
                 }
                 Picked::NoneBelow => return Ok(None),
-                Picked::Skipped(skipped) => position += skipped as u64,
+                Picked::Skipped(skipped, next) => (position, due) = (position + skipped as u64, next),
             }
             wanted = wanted.max(next_wanted);
         }
-        Ok(None)
+        Err(Error::damaged(&self.log, size, due, format!("the segment ends before offset {from}")))
     }
 
     fn read_bytes(&self, storage: &dyn Storage, position: u64, length: usize) -> Result<Vec<u8>, Error> {
@@ -294,12 +296,12 @@ impl Segment {
         Ok(bytes)
     }
 
-    /// Which batches of `bytes` (from `position` of the file) a read hands out, and how much must be read at
-    /// once to see the next.
+    /// Which batches of `bytes` (from a position of the file, where the batch of an offset is due) a read hands out, and
+    /// how much must be read at once to see the next.
     fn pick(
         &self,
         bytes: &[u8],
-        position: u64,
+        (position, mut due): (u64, Offset),
         from: Offset,
         max_bytes: usize,
         below: Offset,
@@ -307,35 +309,38 @@ impl Segment {
     ) -> Result<(Picked, usize), Error> {
         let damaged =
             |at: usize, due: Offset, why: String| Error::damaged(&self.log, position + at as u64, due, why);
-        let (mut at, mut picked, mut due, mut wanted) = (0, None, from, 0);
+        let (mut at, mut picked, mut wanted) = (0, None, 0);
         while at < bytes.len() {
             let rest = &bytes[at..];
             if rest.len() < bus_protocol::batch::HEADER_BYTES && position + (bytes.len() as u64) < size {
                 break;
             }
             let header = BatchHeader::decode(rest).map_err(|error| damaged(at, due, error.to_string()))?;
+            // The offset lies outside the CRC.
+            if header.base_offset != due {
+                return Err(damaged(at, due, format!("offset {} is where it should be", header.base_offset)));
+            }
             if position + (at + header.size()) as u64 > size {
                 return Err(damaged(at, due, "the batch is longer than the rest of the segment".to_owned()));
             }
             if header.next_offset() <= from {
                 at += header.size();
+                due = header.next_offset();
                 continue;
             }
             let taken = picked.map_or(0, |start: usize| at - start);
-            if header.last_offset() >= below || (picked.is_some() && taken + header.size() > max_bytes) {
-                if picked.is_none() {
-                    return Ok((Picked::NoneBelow, 0));
-                }
+            if picked.is_some() && (header.last_offset() >= below || taken + header.size() > max_bytes) {
                 break;
             }
             if rest.len() < header.size() {
                 wanted = header.size();
                 break;
             }
-            if header.base_offset > due {
-                return Err(damaged(at, due, format!("offset {} is where it should be", header.base_offset)));
-            }
             BatchHeader::check(rest).map_err(|error| damaged(at, due, error.to_string()))?;
+            // Only a batch that was checked can say so.
+            if header.last_offset() >= below {
+                return Ok((Picked::NoneBelow, 0));
+            }
             picked.get_or_insert(at);
             due = header.next_offset();
             at += header.size();
@@ -343,14 +348,19 @@ impl Segment {
         let found = match picked {
             Some(start) => Picked::Some { start, end: at, next_offset: due },
             // A batch that is passed over may be longer than what was read: the next read begins behind it.
-            None => Picked::Skipped(at),
+            None => Picked::Skipped(at, due),
         };
         Ok((found, wanted))
     }
 }
 
 enum Picked {
-    Some { start: usize, end: usize, next_offset: Offset },
-    Skipped(usize),
+    Some {
+        start: usize,
+        end: usize,
+        next_offset: Offset,
+    },
+    /// How many bytes, and the offset that is due behind them.
+    Skipped(usize, Offset),
     NoneBelow,
 }

@@ -9,6 +9,7 @@ use bus_protocol::Offset;
 
 use crate::checkpoint::{Checkpoint, Place, STORED_NAME};
 use crate::segment::Segment;
+use crate::snapshot::Snapshots;
 use crate::storage::File;
 use crate::tail::TailView;
 use crate::{Env, Error};
@@ -39,9 +40,10 @@ pub(crate) struct Shared {
     pub(crate) saved: Mutex<Saved>,
 }
 
-/// The checkpoint and the mark as they stand.
+/// The checkpoint, the snapshots and the mark as they stand.
 pub(crate) struct Saved {
     pub(crate) checkpoint: Checkpoint,
+    pub(crate) snapshots: Snapshots,
     pub(crate) mark: Option<Arc<dyn File>>,
     pub(crate) parent_synced: bool,
 }

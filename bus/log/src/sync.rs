@@ -20,6 +20,8 @@ pub struct SyncJob {
     pub(crate) segment: Option<Arc<Segment>>,
     pub(crate) place: Place,
     pub(crate) generation: u64,
+    /// The producers' table at `place`, where a recovery checkpoint is due.
+    pub(crate) checkpoint: Option<Vec<u8>>,
 }
 
 impl SyncJob {
@@ -53,20 +55,15 @@ impl SyncJob {
         if let Err(error) = shared.write_mark(&mut saved, self.place, false) {
             tracing::debug!(dir = %shared.dir.display(), %error, "cannot write the mark of what is stored");
         }
-        let (place, known) = (self.place, saved.checkpoint.recovery);
-        let since = match place.segment == known.segment {
-            true => place.position.saturating_sub(known.position),
-            false => place.position,
-        };
-        if since < shared.env.options.checkpoint_bytes {
-            return;
-        }
+        let Some(producers) = &self.checkpoint else { return };
+        let storage = shared.env.storage.as_ref();
         if let Some(segment) = &self.segment {
-            segment.write_index(shared.env.storage.as_ref(), place.position);
+            segment.write_index(storage, self.place.position);
         }
-        saved.checkpoint.recovery = place;
+        saved.snapshots.write(storage, &shared.dir, self.place.offset, producers);
+        saved.checkpoint.recovery = self.place;
         // The old one may come back after a power cut: then more is read again, no more than that.
-        if let Err(error) = saved.checkpoint.write(shared.env.storage.as_ref(), &shared.dir, false) {
+        if let Err(error) = saved.checkpoint.write(storage, &shared.dir, false) {
             tracing::warn!(dir = %shared.dir.display(), %error, "cannot write the checkpoint: recovery will take longer");
         }
     }

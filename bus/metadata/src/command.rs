@@ -26,7 +26,8 @@ pub enum Command {
     /// until it is elected again: a leader that came back may have lost what only it had, so it must not go on
     /// in its old leader epoch. -> [`Applied::Broker`]
     RegisterBroker(Registration),
-    /// A broker has gone silent, or is stopping: it gets no new replicas and is not elected. -> [`Applied::Done`]
+    /// A broker has gone silent, or is stopping: it gets no new replicas and is not elected, and the controller takes it out of the
+    /// ISR where anybody else is left in it. -> [`Applied::Done`]
     FenceBroker {
         /// The broker.
         node: NodeId,
@@ -40,7 +41,7 @@ pub enum Command {
         /// The epoch of its registration; an older one is refused.
         epoch: u64,
     },
-    /// A new topic, its replicas placed on unfenced brokers, each partition with its first replica as leader in
+    /// A new topic, its replicas placed on brokers that are unfenced and not drained, each partition with its first replica as leader in
     /// leader epoch 0. -> [`Applied::Topic`]
     CreateTopic(CreateTopic),
     /// Changes settings, adds partitions, or both, or nothing at all. -> [`Applied::Done`]
@@ -67,10 +68,11 @@ pub enum Command {
         /// At most [`limits::PARTITIONS_PER_COMMAND`](crate::limits::PARTITIONS_PER_COMMAND).
         changes: Vec<IsrChange>,
     },
-    /// The controller elects leaders; each election stands or falls by itself. -> [`Applied::Partitions`]
-    ElectLeaders {
+    /// The controller elects leaders, takes silent replicas out of the ISR, and ends reassignments; each change
+    /// stands or falls by itself. -> [`Applied::Partitions`]
+    ChangePartitions {
         /// At most [`limits::PARTITIONS_PER_COMMAND`](crate::limits::PARTITIONS_PER_COMMAND).
-        elections: Vec<Election>,
+        changes: Vec<PartitionChange>,
     },
     /// Deploys a function, or its next version. A paused function stays paused. -> [`Applied::Function`]
     DeployFunction(Deployment),
@@ -88,6 +90,42 @@ pub enum Command {
     DeleteFunction {
         /// The function.
         name: String,
+    },
+    /// A drained broker leads nothing that another in-sync replica can lead, and gets no new replicas, until it is
+    /// added back; what it holds it keeps. -> [`Applied::Done`]
+    DrainBroker {
+        /// The broker.
+        node: NodeId,
+        /// Whether to drain it, or to add it back.
+        drained: bool,
+    },
+    /// Gives partitions other replicas: all of the command, or nothing. A partition holds the old replicas and the
+    /// new ones until all the new ones are in the ISR; then the controller takes the old ones away. Another
+    /// reassignment takes the place of one that is under way; naming the replicas that it had cancels it.
+    /// -> [`Applied::Reassigned`]
+    Reassign {
+        /// The replicas wanted, the preferred leader first. At most
+        /// [`limits::PARTITIONS_PER_COMMAND`](crate::limits::PARTITIONS_PER_COMMAND).
+        changes: Vec<(TopicId, PartitionId, Vec<NodeId>)>,
+        /// Bytes a second that a broker may send to new replicas at most; `None` leaves it as it is, 0 is no limit.
+        throttle: Option<u64>,
+    },
+    /// A broker's replicas have lost what they stored (a damaged log, a failed disk): they leave the ISR, and the
+    /// leadership, where anybody else is in the ISR. Each stands or falls by itself. -> [`Applied::Partitions`]
+    ReportLost {
+        /// The broker.
+        node: NodeId,
+        /// The epoch of its registration; an older one is refused.
+        epoch: u64,
+        /// At most [`limits::PARTITIONS_PER_COMMAND`](crate::limits::PARTITIONS_PER_COMMAND).
+        partitions: Vec<(TopicId, PartitionId)>,
+    },
+    /// A broker takes a block of producer ids that nobody else has had. -> [`Applied::ProducerIds`]
+    AllocateProducerIds {
+        /// The broker.
+        node: NodeId,
+        /// The epoch of its registration; an older one is refused.
+        epoch: u64,
     },
 }
 
@@ -134,21 +172,31 @@ pub struct IsrChange {
     pub leader_epoch: Epoch,
     /// The partition epoch that the wish was made on; another one is refused.
     pub partition_epoch: u32,
-    /// The new ISR: replicas, the leader among them, newcomers unfenced.
-    pub isr: Vec<NodeId>,
+    /// The new ISR: replicas, the leader among them, each with the epoch of the registration in which the leader has
+    /// seen it in sync. A newcomer must be unfenced, and registered with that very epoch: one that has started
+    /// again since may have less than the leader thinks (KIP-903).
+    pub isr: Vec<(NodeId, u64)>,
 }
 
-/// The controller's choice for one partition: a compare-and-set on the partition epoch.
+/// The controller's choice for one partition: a compare-and-set on the partition epoch. The leader epoch rises when
+/// the leader changes, and only then.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Election {
+pub struct PartitionChange {
     /// The topic.
     pub topic: TopicId,
     /// The partition.
     pub partition: PartitionId,
     /// The partition epoch that the choice was made on; another one is refused.
     pub partition_epoch: u32,
-    /// The leader: an unfenced member of the ISR. `None` where there is none: the partition is offline.
+    /// The leader: an unfenced member of `isr`. `None` where there is none: the partition is offline.
     pub leader: Option<NodeId>,
+    /// The ISR: some of what it was, never nobody where there was somebody. Only an unclean election makes it
+    /// another: the new leader alone.
+    pub isr: Vec<NodeId>,
+    /// The replicas: what they are, or those wanted once all of them are in `isr`.
+    pub replicas: Vec<NodeId>,
+    /// The replicas wanted: what they are; `None` once `replicas` are those.
+    pub target: Option<Vec<NodeId>>,
 }
 
 /// One version of a function.
@@ -187,5 +235,17 @@ pub enum Applied {
     Function {
         /// From 1.
         version: u32,
+    },
+    /// Replicas will move.
+    Reassigned {
+        /// Of how many partitions; the others have the replicas wanted, at once.
+        partitions: u32,
+    },
+    /// Producer ids that are the asker's alone.
+    ProducerIds {
+        /// The first.
+        first: i64,
+        /// How many.
+        count: u64,
     },
 }

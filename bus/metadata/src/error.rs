@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use bus_protocol::{ErrorCode, NodeId};
 
+use serde::{Deserialize, Serialize};
+
 use crate::Rejected;
 
 /// Why a node's metadata cannot start, or cannot go on.
@@ -83,16 +85,113 @@ pub enum Error {
     Rejected(#[from] Rejected),
 }
 
+/// Why a node is not let into its cluster.
+#[derive(Debug, thiserror::Error)]
+pub enum EnterError {
+    /// None of the listed nodes can be reached.
+    #[error("nobody answers at {tried} ({why}): check the --join list, and that those nodes run")]
+    NobodyAnswers {
+        /// The addresses.
+        tried: String,
+        /// Why one of them cannot be.
+        why: String,
+    },
+    /// Some can be, and it is not enough.
+    #[error("this node has waited {waits}: it gives up")]
+    GaveUp {
+        /// For what, at last.
+        waits: String,
+    },
+    /// The directory is of another cluster than the listed nodes are.
+    #[error(
+        "{address} is of cluster {theirs}, and this node's directory of cluster {ours}: use another directory, or another --join list"
+    )]
+    OtherCluster {
+        /// Who.
+        address: String,
+        /// Of which cluster.
+        theirs: String,
+        /// The directory's.
+        ours: String,
+    },
+    /// The listed nodes are of two clusters.
+    #[error("{at} is of cluster {one}, and {address} of cluster {other}: list the nodes of one cluster")]
+    TwoClusters {
+        /// One cluster.
+        one: String,
+        /// Who is of it.
+        at: String,
+        /// The other.
+        other: String,
+        /// Who is of that.
+        address: String,
+    },
+    /// Another broker has the id, with another data directory.
+    #[error("node id {node} is taken by the broker at {address}: give this node another id")]
+    IdTaken {
+        /// The id.
+        node: NodeId,
+        /// Where that broker is.
+        address: String,
+    },
+    /// A listed node has the id; or it is this very node, under another address.
+    #[error(
+        "the node at {address} has node id {node} too: give each node an id of its own, and list this one as {own}, as it is advertised"
+    )]
+    SameId {
+        /// The id.
+        node: NodeId,
+        /// Where that node is.
+        address: String,
+        /// This node's address.
+        own: String,
+    },
+    /// Two nodes would each form a cluster.
+    #[error(
+        "{address} was started with a --join list that begins with {theirs}, and this node's begins with {ours}: give all nodes the same list"
+    )]
+    Disagree {
+        /// Who.
+        address: String,
+        /// What its list begins with.
+        theirs: String,
+        /// What this node's list begins with.
+        ours: String,
+    },
+    /// The certificates are of different authorities.
+    #[error("{address} and this node do not trust each other's certificates: {why}")]
+    Distrusted {
+        /// Who.
+        address: String,
+        /// What is wrong.
+        why: String,
+    },
+    /// The cluster has no majority, or none that this node can reach.
+    #[error("the cluster had no leader for {waited_ms} ms: check that most of its voters run ({voters})")]
+    NoLeader {
+        /// How long it was waited for.
+        waited_ms: u64,
+        /// Who votes.
+        voters: String,
+    },
+    /// The registration was refused.
+    #[error(transparent)]
+    Propose(#[from] ProposeError),
+    /// This node's metadata failed.
+    #[error(transparent)]
+    Metadata(#[from] Error),
+}
+
 /// Why a command was not applied.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 pub enum ProposeError {
     /// It was agreed on, and changed nothing.
     #[error(transparent)]
     Rejected(#[from] Rejected),
-    /// Ask the leader.
+    /// Nobody leads, as far as can be reached: it certainly was not applied.
     #[error("node {node} does not lead the metadata group: {}", ask(*leader))]
     NotLeader {
-        /// This node.
+        /// Who was asked.
         node: NodeId,
         /// Who leads, as far as is known.
         leader: Option<NodeId>,

@@ -2,16 +2,22 @@
 
 mod brokers;
 mod functions;
+mod partitions;
 mod placement;
 #[cfg(test)]
-mod properties;
+pub(crate) mod properties;
+mod reassign;
+#[cfg(test)]
+pub(crate) mod samples;
 mod settings;
+#[cfg(test)]
+mod tests;
 mod topics;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use bus_protocol::{NodeId, TopicId, TopicName};
+use bus_protocol::{NodeId, TopicId, TopicName, limits as protocol};
 use serde::{Deserialize, Serialize};
 
 pub use brokers::Broker;
@@ -37,6 +43,10 @@ pub struct MetadataImage {
     functions: Arc<BTreeMap<String, Arc<Function>>>,
     /// Replicas of all partitions, counted so that the limit costs nothing to check.
     replicas: u64,
+    /// Bytes a second; 0 is no limit.
+    replication_throttle: u64,
+    /// The first producer id that nobody has.
+    next_producer_id: i64,
 }
 
 impl MetadataImage {
@@ -57,11 +67,15 @@ impl MetadataImage {
             }
             Command::DeleteTopic { topic } => self.delete_topic(&topic),
             Command::AlterPartitions { node, epoch, changes } => self.alter_partitions(node, epoch, changes),
-            Command::ElectLeaders { elections } => self.elect_leaders(elections),
+            Command::ChangePartitions { changes } => self.change_partitions(changes),
             Command::DeployFunction(deployment) => self.deploy_function(index, deployment),
             Command::PauseFunction { name } => self.set_paused(&name, true),
             Command::ResumeFunction { name } => self.set_paused(&name, false),
             Command::DeleteFunction { name } => self.delete_function(&name),
+            Command::DrainBroker { node, drained } => self.set_drained(node, drained),
+            Command::Reassign { changes, throttle } => self.reassign(changes, throttle),
+            Command::ReportLost { node, epoch, partitions } => self.report_lost(node, epoch, partitions),
+            Command::AllocateProducerIds { node, epoch } => self.allocate_producer_ids(node, epoch),
         }
     }
 
@@ -110,6 +124,11 @@ impl MetadataImage {
         self.functions.values()
     }
 
+    /// What a broker may send to replicas that are not in sync yet, in bytes a second; `None` is no limit.
+    pub fn replication_throttle(&self) -> Option<u64> {
+        (self.replication_throttle > 0).then_some(self.replication_throttle)
+    }
+
     /// Whether both images hold the very same topics, so that a reconciler can skip what has not changed.
     pub fn same_topics(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.topics, &other.topics)
@@ -123,6 +142,15 @@ impl MetadataImage {
     /// Whether both images hold the very same brokers.
     pub fn same_brokers(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.brokers, &other.brokers)
+    }
+
+    fn allocate_producer_ids(&mut self, node: NodeId, epoch: u64) -> Result<Applied, Rejected> {
+        self.check_broker_epoch(node, epoch)?;
+        let (first, count) = (self.next_producer_id, protocol::PRODUCER_ID_BLOCK);
+        let next = i64::try_from(count).ok().and_then(|count| first.checked_add(count));
+        let full = || Rejected::Full { what: "producer ids".into(), limit: i64::MAX as u64 };
+        self.next_producer_id = next.ok_or_else(full)?;
+        Ok(Applied::ProducerIds { first, count })
     }
 
     fn name_cluster(&mut self, wanted: &str) -> Result<Applied, Rejected> {

@@ -26,8 +26,7 @@ pub const RACK_BYTES: usize = 128;
 pub const CLUSTER_ID_BYTES: usize = 64;
 /// The longest name of a function's interface (`typed`, `flat`).
 pub const INTERFACE_BYTES: usize = 64;
-/// Partitions that one [`Command::AlterPartitions`](crate::Command) or
-/// [`Command::ElectLeaders`](crate::Command) may name.
+/// Partitions that one [`Command`](crate::Command) may name.
 pub const PARTITIONS_PER_COMMAND: usize = 1_000;
 /// The longest command, encoded.
 pub const COMMAND_BYTES: usize = 1 << 20;

@@ -1,37 +1,33 @@
 //! The handle that the broker holds.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use std::time::Duration;
 
 use bus_protocol::NodeId;
 use bytes::Bytes;
-use openraft::error::{ClientWriteError, InitializeError, RaftError};
-use openraft::{BasicNode, ChangeMembers, Raft, ServerState, SnapshotPolicy};
+use openraft::error::{InitializeError, RaftError};
+use openraft::{BasicNode, Raft, ServerState, SnapshotPolicy};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinHandle;
-use tokio::time::timeout;
+use tokio::time::Instant;
 
-use crate::network::{Identity, Network, Received};
-use crate::store::{Liveness, Store, TypeConfig};
+use crate::control::control;
+use crate::liveness::Liveness;
+use crate::messages::Identity;
+use crate::network::{Network, Peers};
+use crate::node::{Core, Session};
+use crate::session::beat;
+use crate::store::{self, Store, TypeConfig};
 use crate::{
-    Applied, Command, Error, MetadataImage, Options, PeerClient, ProposeError, Rejected, controller, limits,
+    Applied, Command, Error, Members, MetadataImage, Options, PeerClient, ProposeError, Rejected, limits,
 };
 
 /// One node's metadata. A clone is another handle to the same.
 #[derive(Clone, Debug)]
 pub struct Metadata {
     inner: Arc<Inner>,
-}
-
-/// Who takes part in the Raft group.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Members {
-    /// Those who vote, and where they were when they joined.
-    pub voters: BTreeMap<NodeId, String>,
-    /// Those who only learn.
-    pub learners: BTreeMap<NodeId, String>,
 }
 
 /// How far this node's Raft log has come, in log indices, for operators.
@@ -50,26 +46,22 @@ pub struct Progress {
 }
 
 struct Inner {
-    identity: Arc<Identity>,
-    address: String,
+    core: Arc<Core>,
     dir: PathBuf,
-    proposer: Proposer,
-    image: watch::Receiver<Arc<MetadataImage>>,
     /// `None` once it is shut down: the directory's lock goes with it.
     open: Mutex<Option<Open>>,
 }
 
 struct Open {
     store: Store,
-    liveness: Liveness,
+    liveness: store::Liveness,
     tasks: Vec<JoinHandle<()>>,
-    leader: watch::Receiver<Option<NodeId>>,
 }
 
 impl std::fmt::Debug for Inner {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Metadata")
-            .field("identity", &self.identity)
+            .field("identity", &self.core.identity)
             .field("dir", &self.dir)
             .finish_non_exhaustive()
     }
@@ -85,9 +77,8 @@ impl Metadata {
     /// Starts node `node`, reachable by the others at `address`, on the directory `dir`, which is made where it is
     /// missing.
     ///
-    /// A new node belongs to no cluster: it waits for [`Self::bootstrap`], or for a leader that takes it in with
-    /// [`Self::add_learner`]. One that was there before goes on: when it is the only voter it leads, and has
-    /// applied all of its log, when this returns. Must be called within a tokio runtime.
+    /// A new node belongs to no cluster until [`Self::enter`]. One that was there before goes on: when it is the only
+    /// voter it leads, and has applied all of its log, when this returns. Must be called within a tokio runtime.
     pub async fn start(
         options: Options,
         node: NodeId,
@@ -102,41 +93,62 @@ impl Metadata {
             identity.cluster_id.get_or_init(|| cluster_id.into());
         }
         let (log, machine, image) = store.raft_storage().await.map_err(|why| storage(dir, why))?;
-        let network = Network { identity: identity.clone(), client: peers, image: image.clone() };
-        let config = Arc::new(raft_config(&options)?);
-        let raft = Raft::new(node, config, network, log, machine).await.map_err(|why| storage(dir, why))?;
-        let proposer = Proposer {
-            node,
-            raft: raft.clone(),
-            permits: Arc::new(Semaphore::new(options.proposals_in_flight)),
-            timeout: options.propose_timeout(),
+        let peers = Peers {
+            identity: Arc::clone(&identity),
+            client: peers,
+            image: image.clone(),
+            found: Arc::default(),
         };
+        let config = Arc::new(raft_config(&options)?);
+        let network = Network(peers.clone());
+        let raft = Raft::new(node, config, network, log, machine).await.map_err(|why| storage(dir, why))?;
+        let joined = raft.is_initialized().await.map_err(stopped)?;
         let (sender, leader) = watch::channel(None);
+        let (session_timeout, heartbeat) = (options.session_timeout(), options.broker_heartbeat());
+        let core = Arc::new(Core {
+            identity,
+            address: address.to_owned(),
+            raft: raft.clone(),
+            peers,
+            image,
+            leader,
+            permits: Semaphore::new(options.proposals_in_flight),
+            liveness: Mutex::new(Liveness::new(session_timeout, heartbeat, Instant::now())),
+            session: watch::Sender::new(Session::default()),
+            joined: AtomicBool::new(joined),
+            first: OnceLock::new(),
+            membership: tokio::sync::Mutex::new(()),
+            options,
+        });
         let tasks = vec![
             tokio::spawn(follow_leader(raft, sender)),
-            tokio::spawn(control(proposer.clone(), image.clone(), leader.clone())),
+            tokio::spawn(control(Arc::clone(&core))),
+            tokio::spawn(beat(Arc::clone(&core))),
         ];
-        let open = Mutex::new(Some(Open { store, liveness, tasks, leader }));
-        let (address, dir) = (address.to_owned(), dir.to_owned());
-        let metadata = Self { inner: Arc::new(Inner { identity, address, dir, proposer, image, open }) };
+        let open = Mutex::new(Some(Open { store, liveness, tasks }));
+        let metadata = Self { inner: Arc::new(Inner { core, dir: dir.to_owned(), open }) };
         metadata.lead_alone().await?;
         Ok(metadata)
     }
 
     /// Makes this node the first and only voter of cluster `cluster_id`, and leads it when it returns. Where that
     /// has happened before it only checks that it is the same cluster.
-    pub async fn bootstrap(&self, cluster_id: &str) -> Result<(), Error> {
-        self.join_cluster(cluster_id).await?;
+    pub(crate) async fn bootstrap(&self, cluster_id: &str) -> Result<(), Error> {
+        self.check_cluster_id(cluster_id)?;
+        let core = self.core();
         let initialized = self.raft().is_initialized().await.map_err(stopped)?;
         if !initialized {
-            let members = BTreeMap::from([(self.inner.identity.node, BasicNode::new(&self.inner.address))]);
+            let members = BTreeMap::from([(self.node(), BasicNode::new(&core.address))]);
             match self.raft().initialize(members).await {
-                // Somebody was quicker, another call or a leader that took this node in.
+                // Somebody was quicker: another call.
                 Ok(()) | Err(RaftError::APIError(InitializeError::NotAllowed(_))) => {}
                 Err(RaftError::APIError(error)) => return Err(Error::Group(error.to_string())),
                 Err(RaftError::Fatal(error)) => return Err(stopped(error)),
             }
         }
+        // After the group: a node that stops in between finds itself a voter of a cluster to be named, and names it.
+        self.note_cluster(cluster_id).await?;
+        core.joined.store(true, Ordering::Release);
         self.lead_alone().await?;
         if self.image().cluster_id().is_some_and(|found| found == cluster_id) || !self.is_leader() {
             return Ok(());
@@ -153,26 +165,40 @@ impl Metadata {
         }
     }
 
-    /// Has the group agree on a command, and applies it. When this returns, the command is on the disks of a
-    /// majority, and [`Self::image`] and [`Self::watch`] show what it did on this node. Only the leader can; the
-    /// caller forwards. After [`ProposeError::TimedOut`] it is not known whether it was or will be applied.
+    /// Has the group agree on a command, and applies it: on any node, which forwards it to the leader, and waits for
+    /// one for at most [`Options::propose_timeout_ms`]. When this returns, the command is on the disks of a majority,
+    /// and [`Self::image`] and [`Self::watch`] show what it did, also where it was rejected. After
+    /// [`ProposeError::TimedOut`] it is not known whether it was or will be applied; after any other error it was not.
     pub async fn propose(&self, command: Command) -> Result<Applied, ProposeError> {
-        self.inner.proposer.propose(command).await
+        self.core().propose(command).await
+    }
+
+    /// Says that this node's broker serves: it is unfenced when this returns, and says so again by itself whenever it
+    /// was fenced for its silence. After [`Self::enter`].
+    pub async fn ready(&self) -> Result<(), ProposeError> {
+        self.core().ready().await
+    }
+
+    /// Hands over what this node leads, before it stops: its broker is fenced, and stays so; when this returns, others
+    /// lead its partitions, as far as they can, and the metadata group. Takes 2 s at most. The node goes on
+    /// serving until [`Self::shutdown`].
+    pub async fn leave(&self) {
+        self.core().leave().await;
     }
 
     /// What the group has agreed on, as far as this node has heard: a consistent view, kept as long as wanted.
     pub fn image(&self) -> Arc<MetadataImage> {
-        self.inner.image.borrow().clone()
+        self.core().image()
     }
 
     /// Every change of [`Self::image`]. A slow reader misses images between, never the last one.
     pub fn watch(&self) -> watch::Receiver<Arc<MetadataImage>> {
-        self.inner.image.clone()
+        self.core().image.clone()
     }
 
     /// Who leads the group, as far as this node knows.
     pub fn leader(&self) -> Option<NodeId> {
-        self.raft().server_metrics().borrow().current_leader
+        self.core().current_leader()
     }
 
     /// Whether this node leads the group, as far as it knows.
@@ -182,32 +208,22 @@ impl Metadata {
 
     /// Every change of [`Self::leader`].
     pub fn watch_leader(&self) -> watch::Receiver<Option<NodeId>> {
-        let open = self.inner.open.lock().unwrap_or_else(PoisonError::into_inner);
-        open.as_ref().map_or_else(|| watch::channel(None).1, |open| open.leader.clone())
+        self.core().leader.clone()
     }
 
     /// This node's id.
     pub fn node(&self) -> NodeId {
-        self.inner.identity.node
+        self.core().node()
     }
 
     /// The cluster that this node belongs to, once it does.
     pub fn cluster_id(&self) -> Option<Arc<str>> {
-        self.inner.identity.cluster_id.get().cloned()
+        self.core().identity.cluster_id.get().cloned()
     }
 
     /// Who takes part in the group, as far as this node knows.
     pub fn members(&self) -> Members {
-        let metrics = self.raft().server_metrics();
-        let metrics = metrics.borrow();
-        let membership = metrics.membership_config.membership();
-        let voters: BTreeSet<_> = membership.voter_ids().collect();
-        let mut members = Members::default();
-        for (node, at) in membership.nodes() {
-            let side = if voters.contains(node) { &mut members.voters } else { &mut members.learners };
-            side.insert(*node, at.addr.clone());
-        }
-        members
+        self.core().members()
     }
 
     /// How far this node's Raft log has come.
@@ -223,36 +239,9 @@ impl Metadata {
         }
     }
 
-    /// Takes a node into the group that learns and does not vote, or changes its address. Only the leader can. It
-    /// returns when the group knows the node, which then catches up.
-    pub async fn add_learner(&self, node: NodeId, address: &str) -> Result<(), Error> {
-        self.change(ChangeMembers::SetNodes(BTreeMap::from([(node, BasicNode::new(address))]))).await
-    }
-
-    /// Makes these nodes, which all take part already, the voters; who voted before learns from now on. Only the
-    /// leader can; if it is not among them it steps down. It returns when the change holds.
-    pub async fn set_voters(&self, voters: BTreeSet<NodeId>) -> Result<(), Error> {
-        self.change(ChangeMembers::ReplaceAllVoters(voters)).await
-    }
-
-    /// Takes nodes that do not vote out of the group. Only the leader can.
-    pub async fn remove_learners(&self, nodes: BTreeSet<NodeId>) -> Result<(), Error> {
-        self.change(ChangeMembers::RemoveNodes(nodes)).await
-    }
-
     /// Answers a message that another node's [`PeerClient`] has carried here. Any bytes get an answer.
     pub async fn receive(&self, request: Bytes) -> Bytes {
-        let received = match Received::read(&self.inner.identity, &request) {
-            Ok(received) => received,
-            Err(refusal) => return refusal,
-        };
-        if let Some(cluster_id) = received.cluster_id()
-            && self.inner.identity.cluster_id.get().is_none()
-            && let Err(error) = self.join_cluster(cluster_id).await
-        {
-            tracing::error!(%error, cluster_id, "a new node cannot note which cluster it belongs to");
-        }
-        received.answer(self.raft()).await
+        self.core().receive(request).await
     }
 
     /// Makes a snapshot now, rather than after [`Options::snapshot_entries`]; it is there some time later.
@@ -276,29 +265,42 @@ impl Metadata {
             if let Err(error) = store.flush().await {
                 tracing::error!(%error, dir = %self.inner.dir.display(), "the metadata cannot be flushed");
             }
-            let liveness = std::mem::replace(liveness, Liveness::over());
+            let liveness = std::mem::replace(liveness, store::Liveness::over());
             drop(open);
             liveness.wait().await;
         }
     }
 
+    pub(crate) fn core(&self) -> &Arc<Core> {
+        &self.inner.core
+    }
+
     fn raft(&self) -> &Raft<TypeConfig> {
-        &self.inner.proposer.raft
+        &self.inner.core.raft
+    }
+
+    /// Refuses another cluster than the one that this node belongs to, and an id that cannot be one.
+    fn check_cluster_id(&self, cluster_id: &str) -> Result<(), Error> {
+        match self.cluster_id() {
+            Some(found) if *found == *cluster_id => Ok(()),
+            Some(found) => Err(Error::OtherCluster {
+                dir: self.inner.dir.clone(),
+                found: found.to_string(),
+                wanted: cluster_id.to_owned(),
+            }),
+            None if cluster_id.is_empty() || cluster_id.len() > limits::CLUSTER_ID_BYTES => {
+                let why = format!("it is not 1 to {} bytes long", limits::CLUSTER_ID_BYTES);
+                Err(Rejected::Invalid { what: "cluster id".into(), why }.into())
+            }
+            None => Ok(()),
+        }
     }
 
     /// Notes which cluster this node belongs to, on the disk too; refuses another than before.
-    async fn join_cluster(&self, cluster_id: &str) -> Result<(), Error> {
-        let other = |found: &str| Error::OtherCluster {
-            dir: self.inner.dir.clone(),
-            found: found.to_owned(),
-            wanted: cluster_id.to_owned(),
-        };
-        if let Some(found) = self.inner.identity.cluster_id.get() {
-            return if **found == *cluster_id { Ok(()) } else { Err(other(found)) };
-        }
-        if cluster_id.is_empty() || cluster_id.len() > limits::CLUSTER_ID_BYTES {
-            let why = format!("it is not 1 to {} bytes long", limits::CLUSTER_ID_BYTES);
-            return Err(Rejected::Invalid { what: "cluster id".into(), why }.into());
+    pub(crate) async fn note_cluster(&self, cluster_id: &str) -> Result<(), Error> {
+        self.check_cluster_id(cluster_id)?;
+        if self.cluster_id().is_some() {
+            return Ok(());
         }
         let store = {
             let open = self.inner.open.lock().unwrap_or_else(PoisonError::into_inner);
@@ -306,8 +308,8 @@ impl Metadata {
             open.store.clone()
         };
         store.set_cluster_id(self.node(), cluster_id).await.map_err(|why| storage(&self.inner.dir, why))?;
-        let found = self.inner.identity.cluster_id.get_or_init(|| cluster_id.into());
-        if **found == *cluster_id { Ok(()) } else { Err(other(found)) }
+        self.core().identity.cluster_id.get_or_init(|| cluster_id.into());
+        self.check_cluster_id(cluster_id)
     }
 
     /// Where this node is the only voter nobody else can be waited for: it stands for election at once, and waits
@@ -329,7 +331,7 @@ impl Metadata {
         if !leads {
             self.raft().trigger().elect().await.map_err(stopped)?;
         }
-        let limit = self.inner.proposer.timeout;
+        let limit = self.core().options.propose_timeout();
         let wait = self.raft().wait(Some(limit));
         let ready = wait.metrics(
             |metrics| {
@@ -340,48 +342,6 @@ impl Metadata {
         );
         ready.await.map_err(|error| Error::Stopped(error.to_string()))?;
         Ok(())
-    }
-
-    async fn change(&self, change: ChangeMembers<NodeId, BasicNode>) -> Result<(), Error> {
-        let limit = self.inner.proposer.timeout;
-        match timeout(limit, self.raft().change_membership(change, true)).await {
-            Err(_) => Err(Error::TimedOut(millis(limit))),
-            Ok(Ok(_)) => Ok(()),
-            Ok(Err(RaftError::APIError(ClientWriteError::ForwardToLeader(forward)))) => {
-                Err(Error::NotLeader { node: self.node(), leader: forward.leader_id })
-            }
-            Ok(Err(RaftError::APIError(error))) => Err(Error::Group(error.to_string())),
-            Ok(Err(RaftError::Fatal(error))) => Err(stopped(error)),
-        }
-    }
-}
-
-/// What [`Metadata::propose`] and the controller have in common.
-#[derive(Clone)]
-struct Proposer {
-    node: NodeId,
-    raft: Raft<TypeConfig>,
-    permits: Arc<Semaphore>,
-    timeout: Duration,
-}
-
-impl Proposer {
-    async fn propose(&self, command: Command) -> Result<Applied, ProposeError> {
-        let limit = limits::COMMAND_BYTES;
-        match postcard::to_allocvec(&command).map(|encoded| encoded.len()) {
-            Ok(size) if size > limit => return Err(ProposeError::TooLarge { size, limit }),
-            Ok(_) => {}
-            Err(error) => return Err(ProposeError::Stopped(error.to_string())),
-        }
-        let _permit = self.permits.try_acquire().map_err(|_| ProposeError::Busy)?;
-        match timeout(self.timeout, self.raft.client_write(command)).await {
-            Err(_) => Err(ProposeError::TimedOut(millis(self.timeout))),
-            Ok(Ok(response)) => Ok(response.data?),
-            Ok(Err(RaftError::APIError(ClientWriteError::ForwardToLeader(forward)))) => {
-                Err(ProposeError::NotLeader { node: self.node, leader: forward.leader_id })
-            }
-            Ok(Err(error)) => Err(ProposeError::Stopped(error.to_string())),
-        }
     }
 }
 
@@ -394,39 +354,6 @@ async fn follow_leader(raft: Raft<TypeConfig>, leader: watch::Sender<Option<Node
         if metrics.changed().await.is_err() {
             leader.send_replace(None);
             return;
-        }
-    }
-}
-
-/// Does what the controller decides, while this node leads the group.
-async fn control(
-    proposer: Proposer,
-    mut image: watch::Receiver<Arc<MetadataImage>>,
-    mut leader: watch::Receiver<Option<NodeId>>,
-) {
-    let mut settled: Option<Arc<MetadataImage>> = None;
-    loop {
-        let leads = *leader.borrow_and_update() == Some(proposer.node);
-        let now = image.borrow_and_update().clone();
-        let seen = settled.as_ref().is_some_and(|then| then.same_topics(&now) && then.same_brokers(&now));
-        if leads && !seen {
-            match controller::decide(&now) {
-                None => settled = Some(now),
-                Some(command) => match proposer.propose(command).await {
-                    // The image has moved, and is looked at again.
-                    Ok(_) => continue,
-                    Err(ProposeError::Stopped(_)) => return,
-                    // Whoever leads next decides anew; so does this node, once something moves.
-                    Err(error) => tracing::debug!(%error, "the controller's command was not applied"),
-                },
-            }
-        }
-        if !leads {
-            settled = None;
-        }
-        tokio::select! {
-            changed = image.changed() => if changed.is_err() { return },
-            changed = leader.changed() => if changed.is_err() { return },
         }
     }
 }
@@ -445,10 +372,6 @@ fn raft_config(options: &Options) -> Result<openraft::Config, Error> {
         ..openraft::Config::default()
     };
     config.validate().map_err(|error| Error::Options(error.to_string()))
-}
-
-fn millis(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 fn storage(dir: &Path, why: impl std::fmt::Display) -> Error {

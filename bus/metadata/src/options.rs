@@ -19,6 +19,12 @@ pub struct Options {
     /// the leader that it last heard, which takes as long again: a dead leader is replaced within twice this time,
     /// as a rule. More than `election_timeout_min_ms`.
     pub election_timeout_max_ms: u64,
+    /// How often a broker tells each voter that it is there.
+    pub broker_heartbeat_ms: u64,
+    /// The silence after which a broker is fenced. At least three times `broker_heartbeat_ms`.
+    pub session_timeout_ms: u64,
+    /// How long a node waits at its start for the others of its cluster, those not started yet among them.
+    pub join_timeout_ms: u64,
     /// How long a piece of a snapshot may take to a peer.
     pub snapshot_piece_timeout_ms: u64,
     /// How long a proposal may take. Without a majority it would take for ever.
@@ -36,9 +42,12 @@ pub struct Options {
 impl Default for Options {
     fn default() -> Self {
         Self {
-            heartbeat_ms: 100,
-            election_timeout_min_ms: 400,
-            election_timeout_max_ms: 600,
+            heartbeat_ms: 75,
+            election_timeout_min_ms: 300,
+            election_timeout_max_ms: 450,
+            broker_heartbeat_ms: 200,
+            session_timeout_ms: 1_000,
+            join_timeout_ms: 60_000,
             snapshot_piece_timeout_ms: 5_000,
             propose_timeout_ms: 10_000,
             proposals_in_flight: 1_024,
@@ -65,6 +74,15 @@ impl Options {
         if self.election_timeout_max_ms > 60_000 {
             return wrong("election_timeout_max_ms is at most 60000");
         }
+        if self.broker_heartbeat_ms < 10 {
+            return wrong("broker_heartbeat_ms is at least 10");
+        }
+        if self.session_timeout_ms < self.broker_heartbeat_ms.saturating_mul(3) {
+            return wrong("session_timeout_ms is at least three times broker_heartbeat_ms");
+        }
+        if self.session_timeout_ms > 600_000 || !(1..=86_400_000).contains(&self.join_timeout_ms) {
+            return wrong("session_timeout_ms is at most 600000, and join_timeout_ms 1 to 86400000");
+        }
         if self.snapshot_piece_timeout_ms == 0 || self.propose_timeout_ms == 0 {
             return wrong("snapshot_piece_timeout_ms and propose_timeout_ms are more than 0");
         }
@@ -78,6 +96,18 @@ impl Options {
             return wrong("cache_bytes is at least 1048576");
         }
         Ok(())
+    }
+
+    pub(crate) fn broker_heartbeat(&self) -> Duration {
+        Duration::from_millis(self.broker_heartbeat_ms)
+    }
+
+    pub(crate) fn session_timeout(&self) -> Duration {
+        Duration::from_millis(self.session_timeout_ms)
+    }
+
+    pub(crate) fn join_timeout(&self) -> Duration {
+        Duration::from_millis(self.join_timeout_ms)
     }
 
     pub(crate) fn propose_timeout(&self) -> Duration {

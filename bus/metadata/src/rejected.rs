@@ -74,6 +74,26 @@ pub enum Rejected {
         /// The topic.
         topic: TopicName,
     },
+    /// No such broker to give something to.
+    #[error("broker {node} does not exist: {}", registered(brokers))]
+    NoSuchBroker {
+        /// The broker.
+        node: NodeId,
+        /// Those that are registered.
+        brokers: Vec<NodeId>,
+    },
+    /// Replicas that a partition cannot have.
+    #[error("{topic}-{partition} cannot have replicas on brokers {}: {why}", list(replicas))]
+    InvalidReplicas {
+        /// The topic.
+        topic: TopicName,
+        /// The partition.
+        partition: PartitionId,
+        /// What was asked for; the first of many.
+        replicas: Vec<NodeId>,
+        /// Why not, and what to do.
+        why: String,
+    },
     /// A number of partitions that cannot be.
     #[error("{partitions} partitions are out of range: 1 to {limit}")]
     PartitionCount {
@@ -101,7 +121,7 @@ pub enum Rejected {
     TooFewBrokers {
         /// What was asked for.
         replicas: u32,
-        /// The unfenced brokers.
+        /// The brokers that are unfenced and not drained.
         brokers: u32,
     },
     /// A setting that does not exist, or a value it does not take.
@@ -154,6 +174,16 @@ pub enum Rejected {
         /// The epoch it is in.
         current: u32,
     },
+    /// A change of a partition that nobody may make.
+    #[error("{topic}-{partition} cannot be changed so: {why}")]
+    InvalidChange {
+        /// The topic.
+        topic: TopicName,
+        /// The partition.
+        partition: PartitionId,
+        /// The rule that it breaks.
+        why: String,
+    },
     /// The broker cannot be in the ISR, or cannot lead.
     #[error("broker {node} cannot be {wanted} {topic}-{partition}: {why}")]
     Ineligible {
@@ -199,8 +229,11 @@ impl Rejected {
             Self::OtherCluster { .. }
             | Self::Invalid { .. }
             | Self::Ineligible { .. }
+            | Self::InvalidReplicas { .. }
+            | Self::InvalidChange { .. }
             | Self::Full { .. } => ErrorCode::InvalidRequest,
             Self::UnknownBroker { .. } | Self::StaleBrokerEpoch { .. } => ErrorCode::FencedEpoch,
+            Self::NoSuchBroker { .. } => ErrorCode::UnknownBroker,
             Self::UnknownTopic { .. } | Self::UnknownTopicId { .. } => ErrorCode::UnknownTopic,
             Self::UnknownPartition { .. } => ErrorCode::UnknownPartition,
             Self::TopicExists { .. } => ErrorCode::TopicExists,
@@ -226,6 +259,21 @@ fn names(functions: &[String]) -> String {
         text.push_str(&format!(" and {more} more"));
     }
     text
+}
+
+fn list(nodes: &[NodeId]) -> String {
+    if nodes.is_empty() {
+        return "(none)".to_owned();
+    }
+    nodes.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+}
+
+fn registered(brokers: &[NodeId]) -> String {
+    match brokers {
+        [] => "the cluster has none yet".to_owned(),
+        [one] => format!("the cluster has broker {one}"),
+        several => format!("the cluster has brokers {}", list(several)),
+    }
 }
 
 fn them(functions: &[String]) -> &'static str {

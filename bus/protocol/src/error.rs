@@ -56,6 +56,12 @@ pub enum ErrorCode {
     Unauthorized,
     /// Too few brokers for the wanted replicas, or for a majority.
     NotEnoughBrokers,
+    /// The batch's sequence does not follow on the producer's last one in this partition: one before it is missing.
+    OutOfOrderSequence,
+    /// A newer epoch of the same producer has written to the partition.
+    FencedProducer,
+    /// No such broker, or it is gone.
+    UnknownBroker,
 }
 
 impl ErrorCode {
@@ -71,6 +77,7 @@ impl ErrorCode {
                 | Self::ShuttingDown
                 | Self::Busy
                 | Self::FunctionFailed
+                | Self::OutOfOrderSequence
         )
     }
 }

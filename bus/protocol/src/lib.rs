@@ -24,6 +24,7 @@ pub mod limits;
 mod partitioner;
 mod preamble;
 pub mod produce;
+pub mod replicate;
 pub mod request;
 mod topic_config;
 

@@ -20,6 +20,13 @@ pub const HEADERS_PER_RECORD: usize = 1 << 12;
 pub const PARTITIONS_PER_TOPIC: u32 = 10_000;
 /// Batches of one produce stream that may be on their way to the disk before the broker stops reading it.
 pub const PRODUCE_BATCHES_IN_FLIGHT: usize = 64;
+/// The most batches that an idempotent producer may have under way to one partition: a leader remembers as many of
+/// each producer, so that it knows a retry of any of them.
+pub const PRODUCER_BATCHES_REMEMBERED: usize = PRODUCE_BATCHES_IN_FLIGHT;
+/// Bytes that a leader has pushed to a follower of one partition before that has stored them, and one push more.
+pub const REPLICA_BYTES_IN_FLIGHT: usize = 8 << 20;
+/// Producer ids that a broker takes from the cluster at once.
+pub const PRODUCER_ID_BLOCK: u64 = 1_000;
 /// The most that one push on a fetch stream carries, unless a single batch is larger.
 pub const FETCH_PUSH_BYTES: usize = 1 << 20;
 /// Streams that one connection may hold open at once in each direction.

@@ -22,6 +22,8 @@ pub enum StreamKind {
     Metadata = 4,
     /// Bytes that are counted and thrown away: what the machine's QUIC can carry, for `bus bench`.
     Discard = 5,
+    /// Batches of one partition from its leader to a follower, between brokers.
+    Replicate = 6,
 }
 
 /// The opening of a stream.
@@ -78,6 +80,7 @@ impl Preamble {
             3 => StreamKind::Fetch,
             4 => StreamKind::Metadata,
             5 => StreamKind::Discard,
+            6 => StreamKind::Replicate,
             other => return Err(PreambleError::Kind(other)),
         };
         Ok(Self { kind })
@@ -96,6 +99,7 @@ mod tests {
             StreamKind::Fetch,
             StreamKind::Metadata,
             StreamKind::Discard,
+            StreamKind::Replicate,
         ] {
             assert_eq!(Preamble::decode(Preamble::new(kind).encode()).unwrap().kind, kind);
         }

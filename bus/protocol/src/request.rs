@@ -6,7 +6,10 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Epoch, FunctionSpec, NodeId, Offset, PartitionId, Timestamp, TopicId, TopicName, WireError};
+use crate::produce::{Acks, ProduceAck};
+use crate::{
+    BlobId, Epoch, FunctionSpec, NodeId, Offset, PartitionId, Timestamp, TopicId, TopicName, WireError,
+};
 
 /// What a client asks. The comment behind an arrow names the [`Response`] that answers it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -80,6 +83,54 @@ pub enum Request {
         /// The group.
         group: String,
     },
+    /// A producer id that nobody else has. -> [`Response::Producer`]
+    InitProducer,
+    /// Moves leadership away from a broker, and gives it no new replicas; or takes that back. -> [`Response::Done`]
+    /// once the cluster knows; leaders move after that.
+    DrainBroker {
+        /// The broker.
+        node: NodeId,
+        /// Whether to drain it, or to add it back.
+        drained: bool,
+    },
+    /// Gives partitions of a topic other replicas. -> [`Response::Reassigning`] once the cluster knows; records move
+    /// after that: a partition is done when its [`PartitionState::target`] is `None` again.
+    Reassign {
+        /// The topic.
+        topic: TopicName,
+        /// The replicas wanted, the preferred leader first, for each partition named.
+        assignments: Vec<(PartitionId, Vec<NodeId>)>,
+        /// Bytes a second that each broker may send to new replicas at most; `None` leaves it as it is, 0 is no limit.
+        throttle: Option<u64>,
+    },
+    /// Spreads the replicas of all topics evenly over the brokers that are up and not drained.
+    /// -> [`Response::Reassigning`], as with [`Request::Reassign`].
+    Rebalance {
+        /// As in [`Request::Reassign`].
+        throttle: Option<u64>,
+    },
+    /// Between brokers: answered once the asked runs what metadata index `index` asks for. -> [`Response::Done`]
+    AwaitMetadata {
+        /// The index.
+        index: u64,
+    },
+    /// Between brokers: appends the batch in the payload to a partition that the asked leads, through the topic's
+    /// transforms. -> [`Response::Appended`]
+    Append {
+        /// The topic.
+        topic: TopicName,
+        /// The partition.
+        partition: PartitionId,
+        /// When it is answered.
+        acks: Acks,
+    },
+    /// Between brokers: keeps the module in the payload. -> [`Response::Done`] once it is on the disk
+    StoreModule,
+    /// Between brokers: a module's bytes. -> [`Response::Module`]; the bytes are the answer's payload
+    FetchModule {
+        /// The module.
+        module: BlobId,
+    },
 }
 
 /// A topic to be made.
@@ -136,6 +187,20 @@ pub enum Response {
     FunctionLogs(Vec<LogLine>),
     /// The next offset to read, for each partition that the group ever committed.
     CommittedOffsets(Vec<(TopicName, PartitionId, Offset)>),
+    /// A new producer, in its epoch 0.
+    Producer {
+        /// Its id.
+        id: i64,
+    },
+    /// Replicas will move.
+    Reassigning {
+        /// Of how many partitions; 0 where all is as it should be.
+        partitions: u32,
+    },
+    /// The batch is appended.
+    Appended(ProduceAck),
+    /// The module is in the payload.
+    Module,
 }
 
 /// A cluster and its brokers.
@@ -162,6 +227,14 @@ pub struct BrokerInfo {
     pub address: String,
     /// Whether it is fenced: registered, but silent.
     pub fenced: bool,
+    /// Whether it is drained: it leads nothing where another can, and gets no new replicas.
+    pub drained: bool,
+    /// The epoch of its registration: raised at each start.
+    pub epoch: u64,
+    /// Where it stands, if its operator said.
+    pub rack: Option<String>,
+    /// Whether it votes on the cluster's metadata.
+    pub voter: bool,
 }
 
 /// A topic.
@@ -190,6 +263,8 @@ pub struct PartitionState {
     pub replicas: Vec<NodeId>,
     /// Who of them is in sync.
     pub isr: Vec<NodeId>,
+    /// The replicas that it is on its way to, if it is being reassigned.
+    pub target: Option<Vec<NodeId>>,
 }
 
 /// What a partition holds.
@@ -207,6 +282,8 @@ pub struct PartitionInfo {
     pub bytes: u64,
     /// Why it is offline, if it is.
     pub offline: Option<String>,
+    /// How far the followers are that replicate from it now: what each has stored.
+    pub followers: Vec<(NodeId, Offset)>,
 }
 
 /// A function, and how it does.

@@ -56,6 +56,9 @@ pub struct TopicConfig {
     pub timestamp_type: TimestampType,
     /// `durability`.
     pub durability: Durability,
+    /// `unclean.leader.election.enable`: whether a replica may lead that is not in sync, where none that is can. What
+    /// it lacks is lost then.
+    pub unclean_leader_election: bool,
 }
 
 impl Default for TopicConfig {
@@ -71,6 +74,7 @@ impl Default for TopicConfig {
             compression_type: None,
             timestamp_type: TimestampType::CreateTime,
             durability: Durability::Fsync,
+            unclean_leader_election: false,
         }
     }
 }
@@ -100,7 +104,7 @@ pub enum TopicConfigError {
 
 impl TopicConfig {
     /// All settings by name.
-    pub const KEYS: [&str; 10] = [
+    pub const KEYS: [&str; 11] = [
         "cleanup.policy",
         "compression.type",
         "durability",
@@ -111,6 +115,7 @@ impl TopicConfig {
         "retention.ms",
         "segment.bytes",
         "segment.ms",
+        "unclean.leader.election.enable",
     ];
 
     /// The defaults with `settings` on top.
@@ -123,22 +128,11 @@ impl TopicConfig {
     /// Sets one setting; an empty value takes it back to its default.
     pub fn set(&mut self, key: &str, value: &str) -> Result<(), TopicConfigError> {
         let Some(&key) = Self::KEYS.iter().find(|known| **known == key) else {
-            let nearest = Self::KEYS
-                .into_iter()
-                .map(|known| (strsim::normalized_damerau_levenshtein(known, key), known))
-                .filter(|(likeness, _)| *likeness > 0.5)
-                .max_by(|a, b| a.0.total_cmp(&b.0))
-                .map(|(_, known)| known);
-            return Err(TopicConfigError::UnknownKey { key: key.chars().take(100).collect(), nearest });
+            let key = key.chars().take(100).collect::<String>();
+            return Err(TopicConfigError::UnknownKey { nearest: Self::nearest(&key), key });
         };
-        let defaults;
-        let value = match value {
-            "" => {
-                defaults = Self::default().to_map();
-                defaults[key].as_str()
-            }
-            value => value,
-        };
+        let default = Self::default().to_map().remove(key).filter(|_| value.is_empty());
+        let value = default.as_deref().unwrap_or(value);
         let refuse =
             |wanted| TopicConfigError::Value { key, value: value.chars().take(100).collect(), wanted };
         match key {
@@ -181,6 +175,9 @@ impl TopicConfig {
                     _ => return Err(refuse("CreateTime or LogAppendTime")),
                 }
             }
+            "unclean.leader.election.enable" => {
+                self.unclean_leader_election = value.parse().map_err(|_| refuse("true or false"))?;
+            }
             _ => {
                 self.durability = match value {
                     "fsync" => Durability::Fsync,
@@ -190,6 +187,16 @@ impl TopicConfig {
             }
         }
         Ok(())
+    }
+
+    /// The setting whose name is nearest, if one is near.
+    fn nearest(key: &str) -> Option<&'static str> {
+        Self::KEYS
+            .into_iter()
+            .map(|known| (strsim::normalized_damerau_levenshtein(known, key), known))
+            .filter(|(likeness, _)| *likeness > 0.5)
+            .max_by(|a, b| a.0.total_cmp(&b.0))
+            .map(|(_, known)| known)
     }
 
     /// All settings as they are written, those at their defaults too; [`TopicConfig::parse`] reads them back.
@@ -210,6 +217,7 @@ impl TopicConfig {
                         self.compression_type.map_or("producer".to_owned(), |c| c.to_string())
                     }
                     "message.timestamp.type" => format!("{:?}", self.timestamp_type),
+                    "unclean.leader.election.enable" => self.unclean_leader_election.to_string(),
                     _ => format!("{:?}", self.durability).to_lowercase(),
                 };
                 (key.to_owned(), value)

@@ -1,6 +1,6 @@
-//! Why an append or an opening fails.
+//! Why an append fails.
 
-use bus_protocol::TopicPartition;
+use bus_log::SequenceError;
 
 /// Why a batch was not committed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -13,26 +13,33 @@ pub enum AppendError {
         /// Wanted.
         wanted: usize,
     },
+    /// The batch does not follow on the last one of its producer.
+    #[error(transparent)]
+    Sequence(#[from] SequenceError),
     /// The disk is full: nothing was stored.
     #[error("the disk is full: nothing was stored; free space, or lower the topic's retention")]
     Full,
     /// A batch before it on the same stream was refused: nothing was stored.
     #[error("a batch before it on the same stream was refused: send both again, in order")]
     Behind,
+    /// This replica does not lead, or leads anew since the stream began. Whether a batch that was ordered before is
+    /// stored is not known.
+    #[error("this broker does not lead the partition any more")]
+    NotLeader,
     /// The partition's storage failed. Whether this batch is stored is not known.
     #[error("the partition is offline: {0}")]
     Offline(String),
-    /// The partition was closed or deleted, or leads no more.
+    /// The partition was closed or deleted.
     #[error("the partition is not served here any more")]
     Closed,
 }
 
-/// Why a partition cannot be opened.
-#[derive(Debug, thiserror::Error)]
-#[error("partition {partition}: {error}")]
-pub struct OpenError {
-    /// Which.
-    pub partition: TopicPartition,
-    /// Why.
-    pub error: bus_log::Error,
+impl AppendError {
+    /// How the log's failure looks to whoever appends.
+    pub(crate) fn of(error: &bus_log::Error) -> Self {
+        match error {
+            bus_log::Error::Full { .. } => Self::Full,
+            other => Self::Offline(other.to_string()),
+        }
+    }
 }

@@ -1,28 +1,61 @@
-//! What a leader knows and decides, with no I/O: log ends come in, the high watermark and answers come out.
+//! What a leader knows and decides, with no I/O: log ends come in, the high watermark, answers and ISR changes come
+//! out.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::Duration;
 
 use bus_protocol::produce::Acks;
 use bus_protocol::{Epoch, NodeId, Offset};
 
-/// A leader's state for one partition in one leader epoch.
+/// How long a member of the ISR may be without a stream before it does not count as one that will store what is
+/// appended now.
+pub const ABSENT_FOR: Duration = Duration::from_secs(3);
+/// How long a leader waits before it asks again for what the controller has refused.
+pub const REFUSED_FOR: Duration = Duration::from_millis(300);
+
+/// A leader's state for one partition in one leader epoch. `now` is monotonic time, on any scale.
 ///
 /// Invariants, asserted at every step:
 /// - `high_watermark` never falls;
 /// - `high_watermark <= stored <= end`, where `stored` is what counts as stored here by the topic's `durability`;
-/// - `high_watermark` is at most the smallest stored log end of the ISR, and does not move while the ISR has
-///   fewer than `min_isr` members;
-/// - `pending` is in the order of offsets, and holds nothing that could be answered.
+/// - `high_watermark` is at most the smallest stored log end of the ISR, and of the ISR that is proposed, while a
+///   change is under way (KIP-497); it does not move while the ISR has fewer than `min_isr` members;
+/// - `pending` is in the order of appends, and its head cannot be answered yet.
 #[derive(Debug)]
 pub struct Leader<T> {
     node: NodeId,
     epoch: Epoch,
-    /// The in-sync replicas, this one among them, each with its stored log end.
-    isr: BTreeMap<NodeId, Offset>,
+    /// Where the log ended when the epoch began: all before it comes from earlier leaders.
+    began_at: Offset,
+    isr: BTreeSet<NodeId>,
+    partition_epoch: u32,
+    /// The change of the ISR that was asked for and is not decided: its partition epoch, its members.
+    proposed: Option<(u32, BTreeSet<NodeId>)>,
+    /// A change was refused: none is asked for before.
+    not_before: Duration,
     min_isr: usize,
+    live: usize,
+    stored: Offset,
     end: Offset,
     high_watermark: Offset,
+    followers: BTreeMap<NodeId, Progress>,
     pending: VecDeque<Pending<T>>,
+}
+
+/// How far a follower is.
+#[derive(Debug)]
+struct Progress {
+    /// The epoch of the registration in which it replicates now, and its stream; `None` while it does not.
+    replicates: Option<(u64, u64)>,
+    /// Since when it does not replicate.
+    absent: Duration,
+    /// The newest registration and stream that ever began: what arrives late from an older one begins nothing.
+    latest: (u64, u64),
+    stored: Offset,
+    /// When it last had all that the leader had.
+    caught_up: Duration,
+    /// When it was last heard, and where the leader's log ended then.
+    heard: (Duration, Offset),
 }
 
 #[derive(Debug)]
@@ -42,33 +75,61 @@ pub struct NotEnoughReplicas {
     pub wanted: usize,
 }
 
+/// The ISR as metadata has it, and what it must hold.
+#[derive(Debug, Clone)]
+pub struct Isr<'a> {
+    /// Who is in sync.
+    pub members: &'a [NodeId],
+    /// Who holds the partition.
+    pub replicas: &'a [NodeId],
+    /// Raised at each change of the partition.
+    pub partition_epoch: u32,
+    /// `min.insync.replicas`.
+    pub min: u32,
+    /// How many of the members are up, as far as metadata knows.
+    pub live: usize,
+}
+
+/// A leader's wish for another ISR, for the controller to decide: a compare-and-set on the partition epoch.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct IsrProposal {
+    /// The leader epoch in which it was made.
+    pub leader_epoch: Epoch,
+    /// The partition epoch that it was made on.
+    pub partition_epoch: u32,
+    /// The members wanted; a newcomer with the epoch of the registration in which it has caught up (KIP-903), the
+    /// others with 0.
+    pub isr: Vec<(NodeId, u64)>,
+}
+
 impl<T> Leader<T> {
-    /// The leader in `epoch` on `node`, whose log ends at `stored` on disk. Nothing above `high_watermark` is
-    /// taken as committed until the ISR has it.
+    /// The leader in `epoch` on `node`, whose log ends at `end` and is stored up to `stored`. Nothing above
+    /// `high_watermark` is taken as committed until the ISR has it.
     pub fn new(
         node: NodeId,
         epoch: Epoch,
-        isr: &[NodeId],
-        min_isr: u32,
-        stored: Offset,
+        isr: Isr<'_>,
+        (stored, end): (Offset, Offset),
         high_watermark: Offset,
+        now: Duration,
     ) -> Self {
-        assert!(high_watermark <= stored, "high watermark {high_watermark} is above the log end {stored}");
-        assert!(isr.contains(&node), "node {node} leads without being in sync");
-        // A follower's log end is unknown, hence lowest, until it fetches.
-        let isr = isr
-            .iter()
-            .map(|&member| (member, if member == node { stored } else { high_watermark }))
-            .collect();
         let mut leader = Self {
             node,
             epoch,
-            isr,
-            min_isr: min_isr as usize,
-            end: stored,
+            began_at: end,
+            isr: BTreeSet::new(),
+            partition_epoch: isr.partition_epoch,
+            proposed: None,
+            not_before: Duration::ZERO,
+            min_isr: 0,
+            live: 0,
+            stored,
+            end,
             high_watermark,
+            followers: BTreeMap::new(),
             pending: VecDeque::new(),
         };
+        leader.take(isr, now);
         leader.advance();
         leader
     }
@@ -83,14 +144,25 @@ impl<T> Leader<T> {
         self.high_watermark
     }
 
-    /// Whether an append with `acks` may be ordered now.
-    pub fn admit(&self, acks: Acks) -> Result<(), NotEnoughReplicas> {
-        let (in_sync, wanted) = (self.isr.len(), self.min_isr);
-        if acks == Acks::All && in_sync < wanted {
-            Err(NotEnoughReplicas { in_sync, wanted })
-        } else {
-            Ok(())
+    /// Whether all that earlier leaders left is committed: until then the high watermark may be lower than what
+    /// readers were told by them (KIP-207).
+    pub fn is_settled(&self) -> bool {
+        self.high_watermark >= self.began_at
+    }
+
+    /// Whether an append with `acks` may be ordered now. A member of the ISR that is down, or has not replicated for
+    /// [`ABSENT_FOR`], does not count: nothing would be committed until it is back.
+    pub fn admit(&self, acks: Acks, now: Duration) -> Result<(), NotEnoughReplicas> {
+        if acks != Acks::All {
+            return Ok(());
         }
+        let absent = |progress: &Progress| {
+            progress.replicates.is_none() && now.saturating_sub(progress.absent) > ABSENT_FOR
+        };
+        let gone =
+            self.followers.iter().filter(|(node, progress)| self.isr.contains(node) && absent(progress));
+        let (in_sync, wanted) = (self.live.min(self.isr.len() - gone.count()), self.min_isr);
+        if in_sync < wanted { Err(NotEnoughReplicas { in_sync, wanted }) } else { Ok(()) }
     }
 
     /// A batch was ordered and written; its log end is `until`. `ticket` comes back from [`Leader::stored`] or
@@ -101,55 +173,202 @@ impl<T> Leader<T> {
         self.pending.push_back(Pending { until, acks, ticket });
     }
 
+    /// A batch that ends before `until` came again: it is answered once what was stored the first time is
+    /// committed, and after those that came before it.
+    pub fn repeated(&mut self, until: Offset, acks: Acks, ticket: T) {
+        assert!(until <= self.end, "a repeated batch ends at {until}, above the log end {}", self.end);
+        self.pending.push_back(Pending { until, acks, ticket });
+    }
+
     /// This replica has stored everything below `until`. Returns the tickets whose condition now holds.
     pub fn stored(&mut self, until: Offset) -> Vec<T> {
         assert!(until <= self.end, "stored {until} is above the log end {}", self.end);
-        self.member_stored(self.node, until)
+        self.stored = until.max(self.stored);
+        self.advance();
+        self.answer()
     }
 
-    /// The follower `node` has stored everything below `until`. One that is not in sync changes nothing.
-    pub fn follower_stored(&mut self, node: NodeId, until: Offset) -> Vec<T> {
-        self.member_stored(node, until)
+    /// A follower, in the registration `broker_epoch`, begins to replicate from `from` on, which lies on this
+    /// leader's history. What it has stored it says itself. `stream` rises with each stream that it opens: a later one
+    /// takes the place of an earlier, and one that arrives after a later one begins nothing, as the later one would
+    /// not say again what it has stored. `false` then, and where it holds no replica.
+    pub fn follower_started(
+        &mut self,
+        (node, broker_epoch): (NodeId, u64),
+        stream: u64,
+        from: Offset,
+        now: Duration,
+    ) -> bool {
+        let (end, in_sync) = (self.end, self.isr.contains(&node));
+        let Some(progress) = self.followers.get_mut(&node) else { return false };
+        if (broker_epoch, stream) < progress.latest {
+            return false;
+        }
+        progress.latest = (broker_epoch, stream);
+        progress.replicates = Some(progress.latest);
+        // It may have less than it had, after a failure of its disk; and of what one has that is not in sync nothing
+        // is known to be stored.
+        progress.stored = if in_sync { progress.stored.min(from) } else { 0 };
+        progress.heard = (now, end);
+        true
     }
 
-    /// The controller's word on who is in sync, and the topic's on how many must be.
-    pub fn reconfigure(&mut self, isr: &[NodeId], min_isr: u32) -> Vec<T> {
-        assert!(isr.contains(&self.node), "node {} leads without being in sync", self.node);
-        let known = std::mem::take(&mut self.isr);
-        self.isr = isr.iter().map(|n| (*n, known.get(n).copied().unwrap_or(self.high_watermark))).collect();
-        self.min_isr = min_isr as usize;
+    /// The follower has stored everything below `until`. One that holds no replica, or replicates in another
+    /// registration, changes nothing.
+    pub fn follower_stored(
+        &mut self,
+        node: NodeId,
+        broker_epoch: u64,
+        until: Offset,
+        now: Duration,
+    ) -> Vec<T> {
+        let end = self.end;
+        let Some(progress) = self.followers.get_mut(&node) else { return Vec::new() };
+        // A follower is never ahead of its leader: what it claims beyond is not on this history.
+        if progress.replicates.is_none_or(|(now, _)| now != broker_epoch) || until > end {
+            return Vec::new();
+        }
+        progress.stored = until.max(progress.stored);
+        if until >= end {
+            progress.caught_up = now;
+        } else if until >= progress.heard.1 {
+            progress.caught_up = progress.heard.0;
+        }
+        progress.heard = (now, end);
+        self.advance();
+        self.answer()
+    }
+
+    /// The follower's stream has ended; one that another has taken the place of ends nothing.
+    pub fn follower_gone(&mut self, node: NodeId, stream: u64, now: Duration) {
+        if let Some(progress) = self.followers.get_mut(&node)
+            && progress.replicates.take_if(|(_, present)| *present == stream).is_some()
+        {
+            progress.absent = now;
+        }
+    }
+
+    /// What each follower that replicates now has stored.
+    pub fn followers(&self) -> Vec<(NodeId, Offset)> {
+        let live = self.followers.iter().filter(|(_, progress)| progress.replicates.is_some());
+        live.map(|(node, progress)| (*node, progress.stored)).collect()
+    }
+
+    /// Whether a member of the ISR lacks something, so that time matters (see [`Leader::propose`]).
+    pub fn is_waiting(&self) -> bool {
+        self.followers.iter().any(|(node, progress)| {
+            let behind = progress.stored < self.end;
+            if self.isr.contains(node) { behind } else { progress.replicates.is_some() }
+        })
+    }
+
+    /// The next change of the ISR that is called for, unless one is under way: members that have lacked something
+    /// for longer than `lag` leave, as long as `min.insync.replicas` remain (below that nothing would be committed in
+    /// any case, and those that remain in the ISR can be elected: they have all that is committed); replicas that have all that is committed, and all that earlier leaders left,
+    /// join. The high watermark waits for both the old and the new ISR until the controller has decided.
+    pub fn propose(&mut self, now: Duration, lag: Duration) -> Option<IsrProposal> {
+        if self.proposed.is_some() || now < self.not_before {
+            return None;
+        }
+        let (mut late, mut newcomers) = (BTreeSet::new(), BTreeMap::new());
+        for (node, progress) in &self.followers {
+            if self.isr.contains(node) {
+                let spare = self.isr.len() - late.len() > self.min_isr;
+                if spare && progress.stored < self.end && now.saturating_sub(progress.caught_up) > lag {
+                    late.insert(*node);
+                }
+            } else if let Some((broker_epoch, _)) = progress.replicates
+                && progress.stored >= self.high_watermark.max(self.began_at)
+            {
+                newcomers.insert(*node, broker_epoch);
+            }
+        }
+        if late.is_empty() && newcomers.is_empty() {
+            return None;
+        }
+        let mut wanted = &self.isr - &late;
+        wanted.extend(newcomers.keys());
+        let epoch_of = |node: &NodeId| (*node, newcomers.get(node).copied().unwrap_or(0));
+        let isr = wanted.iter().map(epoch_of).collect();
+        // Newcomers count as caught up from now on, or they would be late at once.
+        for node in newcomers.keys() {
+            if let Some(progress) = self.followers.get_mut(node) {
+                progress.caught_up = now;
+            }
+        }
+        self.proposed = Some((self.partition_epoch, wanted));
+        Some(IsrProposal { leader_epoch: self.epoch, partition_epoch: self.partition_epoch, isr })
+    }
+
+    /// The controller has refused the change that was made on `partition_epoch`, for sure. Until metadata says more,
+    /// or [`REFUSED_FOR`] have passed, the same would be asked in vain.
+    pub fn proposal_refused(&mut self, partition_epoch: u32, now: Duration) -> Vec<T> {
+        if self.proposed.take_if(|(made_on, _)| *made_on == partition_epoch).is_some() {
+            self.not_before = now + REFUSED_FOR;
+        }
+        self.advance();
+        self.answer()
+    }
+
+    /// The controller's word on who is in sync, and the topic's on how many must be, within the same leader epoch.
+    pub fn reconfigure(&mut self, isr: Isr<'_>, now: Duration) -> Vec<T> {
+        // What was decided before the change that is under way says nothing about it.
+        self.proposed.take_if(|(made_on, _)| *made_on < isr.partition_epoch);
+        self.not_before = Duration::ZERO;
+        self.take(isr, now);
         self.advance();
         self.answer()
     }
 
     /// All tickets not answered, in order: the leader steps down, or its storage failed.
     pub fn abandon(&mut self) -> Vec<T> {
-        self.end = self.isr[&self.node];
         self.pending.drain(..).map(|pending| pending.ticket).collect()
     }
 
-    fn member_stored(&mut self, node: NodeId, until: Offset) -> Vec<T> {
-        match self.isr.get_mut(&node) {
-            Some(stored) => *stored = until.max(*stored),
-            None => return Vec::new(),
+    fn take(&mut self, isr: Isr<'_>, now: Duration) {
+        assert!(isr.members.contains(&self.node), "node {} leads without being in sync", self.node);
+        self.isr = isr.members.iter().copied().collect();
+        self.partition_epoch = isr.partition_epoch;
+        self.min_isr = isr.min as usize;
+        self.live = isr.live;
+        self.followers.retain(|node, _| isr.replicas.contains(node));
+        for node in isr.replicas.iter().filter(|node| **node != self.node) {
+            // What it has is unknown, hence nothing that counts, until it says so.
+            let unknown = Progress {
+                replicates: None,
+                absent: now,
+                latest: (0, 0),
+                stored: self.high_watermark.min(self.began_at),
+                caught_up: now,
+                heard: (now, self.end),
+            };
+            self.followers.entry(*node).or_insert(unknown);
         }
-        self.advance();
-        self.answer()
     }
 
     fn advance(&mut self) {
-        let smallest = self.isr.values().copied().min().unwrap_or(self.high_watermark);
+        let proposed = self.proposed.iter().flat_map(|(_, members)| members);
+        let others = self.isr.iter().chain(proposed).filter(|node| **node != self.node);
+        let smallest = others
+            // A member whose replica metadata took away between: nothing is known of it.
+            .map(|node| self.followers.get(node).map_or(self.high_watermark, |progress| progress.stored))
+            .fold(self.stored, Offset::min);
         if self.isr.len() >= self.min_isr && smallest > self.high_watermark {
             self.high_watermark = smallest;
         }
-        assert!(self.high_watermark <= self.isr[&self.node] && self.isr[&self.node] <= self.end);
+        assert!(
+            self.high_watermark <= self.stored && self.stored <= self.end,
+            "high watermark {} <= stored {} <= end {} does not hold",
+            self.high_watermark,
+            self.stored,
+            self.end
+        );
     }
 
     fn answer(&mut self) -> Vec<T> {
-        let here = self.isr[&self.node];
         let holds = |pending: &Pending<T>| match pending.acks {
             Acks::All => pending.until <= self.high_watermark,
-            Acks::Leader | Acks::None => pending.until <= here,
+            Acks::Leader | Acks::None => pending.until <= self.stored,
         };
         // Answers leave in order: a later one never overtakes an earlier one of the same partition.
         let ready = self.pending.iter().take_while(|pending| holds(pending)).count();
@@ -161,41 +380,117 @@ impl<T> Leader<T> {
 mod tests {
     use super::*;
 
+    const LAG: Duration = Duration::from_secs(3);
+
+    fn at(seconds: u64) -> Duration {
+        Duration::from_secs(seconds)
+    }
+
+    fn isr<'a>(members: &'a [NodeId], min: u32, partition_epoch: u32) -> Isr<'a> {
+        Isr { members, replicas: &[1, 2, 3], partition_epoch, min, live: members.len() }
+    }
+
+    fn leader<T>(members: &[NodeId], min: u32, end: Offset, high_watermark: Offset) -> Leader<T> {
+        let mut leader = Leader::new(1, 0, isr(members, min, 0), (end, end), high_watermark, at(0));
+        for node in [2, 3] {
+            assert!(leader.follower_started((node, 7), node, end, at(0)));
+        }
+        leader
+    }
+
     #[test]
     fn acks_all_waits_for_the_slowest_in_sync_replica() {
-        let mut leader = Leader::new(1, 0, &[1, 2, 3], 2, 0, 0);
+        let mut leader = leader(&[1, 2, 3], 2, 0, 0);
         leader.appended(10, Acks::All, "a");
         assert!(leader.stored(10).is_empty());
-        assert!(leader.follower_stored(2, 10).is_empty());
-        assert_eq!(leader.follower_stored(3, 10), ["a"]);
+        assert!(leader.follower_stored(2, 7, 10, at(0)).is_empty());
+        assert!(leader.follower_stored(3, 6, 10, at(0)).is_empty(), "an earlier life of it counts nothing");
+        assert_eq!(leader.follower_stored(3, 7, 10, at(0)), ["a"]);
         assert_eq!(leader.high_watermark(), 10);
     }
 
     #[test]
     fn below_the_minimum_nothing_is_admitted_or_committed() {
-        let mut leader = Leader::new(1, 0, &[1, 2], 2, 5, 5);
+        let mut leader = leader(&[1, 2], 2, 5, 5);
         leader.appended(6, Acks::All, ());
         assert!(leader.stored(6).is_empty());
-        assert!(leader.reconfigure(&[1], 2).is_empty());
+        assert!(leader.reconfigure(isr(&[1], 2, 1), at(0)).is_empty());
         assert_eq!(leader.high_watermark(), 5);
-        assert_eq!(leader.admit(Acks::All), Err(NotEnoughReplicas { in_sync: 1, wanted: 2 }));
-        assert_eq!(leader.admit(Acks::Leader), Ok(()));
-        assert_eq!(leader.reconfigure(&[1], 1).len(), 1);
+        assert_eq!(leader.admit(Acks::All, at(0)), Err(NotEnoughReplicas { in_sync: 1, wanted: 2 }));
+        assert_eq!(leader.admit(Acks::Leader, at(0)), Ok(()));
+        assert_eq!(leader.reconfigure(isr(&[1], 1, 2), at(0)).len(), 1);
     }
 
     #[test]
-    fn a_replica_that_joins_the_isr_holds_the_high_watermark_until_it_has_it() {
-        let mut leader = Leader::new(1, 3, &[1], 1, 8, 8);
-        leader.reconfigure(&[1, 2], 1);
+    fn the_isr_does_not_shrink_below_the_minimum_and_one_that_is_down_does_not_count() {
+        let mut leader = leader(&[1, 2], 2, 8, 8);
+        leader.appended(9, Acks::All, 'x');
+        leader.stored(9);
+        assert_eq!(leader.propose(at(99), LAG), None);
+        leader.reconfigure(Isr { live: 1, ..isr(&[1, 2], 2, 0) }, at(99));
+        assert_eq!(leader.admit(Acks::All, at(99)), Err(NotEnoughReplicas { in_sync: 1, wanted: 2 }));
+        assert_eq!(leader.follower_stored(2, 7, 9, at(99)), ['x']);
+        leader.reconfigure(isr(&[1, 2], 2, 0), at(99));
+        leader.follower_gone(2, 2, at(100));
+        assert_eq!(leader.admit(Acks::All, at(102)), Ok(()));
+        assert!(leader.admit(Acks::All, at(104)).is_err(), "it is gone for too long");
+    }
+
+    #[test]
+    fn one_that_is_late_leaves_and_one_that_has_caught_up_joins() {
+        let mut leader = leader(&[1, 2], 1, 8, 8);
+        leader.follower_stored(3, 7, 8, at(0));
+        assert_eq!(leader.propose(at(0), LAG).unwrap().isr, [(1, 0), (2, 0), (3, 7)]);
+        leader.appended(9, Acks::All, 'x');
+        leader.stored(9);
+        assert!(leader.follower_stored(2, 7, 9, at(1)).is_empty(), "the one that is to join counts already");
+        assert_eq!(leader.propose(at(9), LAG), None, "one change at a time");
+        assert!(leader.reconfigure(isr(&[1, 2, 3], 1, 1), at(1)).is_empty());
+        assert_eq!(leader.propose(at(3), LAG), None, "late for less than the limit");
+        assert_eq!(leader.propose(at(5), LAG).unwrap().isr, [(1, 0), (2, 0)]);
+        assert!(leader.stored(9).is_empty(), "the one that is to leave counts still");
+        assert_eq!(leader.reconfigure(isr(&[1, 2], 1, 2), at(5)), ['x']);
+    }
+
+    #[test]
+    fn one_that_lacks_what_earlier_leaders_left_does_not_join() {
+        let mut leader = leader::<()>(&[1, 2], 1, 8, 3);
+        leader.follower_stored(3, 7, 5, at(0));
+        assert!(!leader.is_settled());
+        assert_eq!(leader.propose(at(0), LAG), None, "it has all that is committed, not all that may be");
+        leader.follower_stored(2, 7, 8, at(0));
+        assert!(leader.is_settled());
+        leader.follower_stored(3, 7, 8, at(0));
+        assert!(leader.propose(at(0), LAG).is_some());
+    }
+
+    #[test]
+    fn a_refused_change_frees_the_high_watermark() {
+        let mut leader = leader(&[1], 1, 8, 8);
+        leader.follower_stored(2, 7, 8, at(0));
+        assert_eq!(leader.propose(at(0), LAG).unwrap().isr, [(1, 0), (2, 7)]);
         leader.appended(9, Acks::All, 'x');
         assert!(leader.stored(9).is_empty());
-        assert!(leader.follower_stored(4, 9).is_empty(), "a stranger's log end counts nothing");
-        assert_eq!(leader.follower_stored(2, 9), ['x']);
+        assert!(leader.proposal_refused(4, at(0)).is_empty(), "not the one under way");
+        assert_eq!(leader.proposal_refused(0, at(0)), ['x']);
+        assert_eq!(leader.propose(at(0), LAG), None, "not at once");
+    }
+
+    #[test]
+    fn a_batch_that_comes_again_is_answered_when_the_first_is_committed() {
+        let mut leader = leader(&[1, 2], 1, 0, 0);
+        leader.appended(5, Acks::All, "first");
+        leader.appended(9, Acks::All, "second");
+        leader.repeated(5, Acks::All, "again");
+        assert!(leader.stored(9).is_empty());
+        assert_eq!(leader.follower_stored(2, 7, 5, at(0)), ["first"]);
+        assert_eq!(leader.follower_stored(2, 7, 9, at(0)), ["second", "again"]);
     }
 
     #[test]
     fn one_replica_commits_what_it_stored_and_abandons_the_rest() {
-        let mut leader = Leader::new(7, 0, &[7], 1, 0, 0);
+        let one = Isr { members: &[7], replicas: &[7], partition_epoch: 0, min: 1, live: 1 };
+        let mut leader = Leader::new(7, 0, one, (0, 0), 0, at(0));
         leader.appended(1, Acks::All, 1);
         leader.appended(2, Acks::Leader, 2);
         assert_eq!(leader.stored(1), [1]);

@@ -1,16 +1,21 @@
-//! The task that owns one partition's log.
+//! The task that owns one replica: events in from a queue, syncs and answers out.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
-use bus_log::{AppendBatch, Log, LogConfig, PartialAppend};
-use bus_protocol::produce::{Acks, ProduceAck};
-use bus_protocol::{Durability, Offset};
+use bus_log::Log;
+use bus_protocol::produce::ProduceAck;
+use bus_protocol::replicate::{LeaderFrame, LogEnd, ReplicateOpen};
+use bus_protocol::{Epoch, NodeId, Offset, PartitionId, TopicId};
+use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
-use crate::AppendError;
-use crate::leader::{Leader, NotEnoughReplicas};
-use crate::partition::{Lane, Role, Runtime};
+use crate::following::Failure;
+use crate::leader::IsrProposal;
+use crate::partition::{Committed, Lane, Matter, Report, Runtime, Shown};
+use crate::replica::{Answer, Append, Replica, Role};
+use crate::{AppendError, FollowError};
 
 /// Events taken from the queue at once: one group of writes.
 const GROUP: usize = 256;
@@ -20,80 +25,98 @@ const SYNC_HERE_BYTES: usize = 256 << 10;
 /// Bytes written and not yet synced at which the owner takes no more.
 const UNSYNCED_BYTES: usize = 32 << 20;
 
+type Done = oneshot::Sender<Result<(), AppendError>>;
+
 pub(crate) enum Event {
-    Append(Append),
-    Configure(Role),
+    Append { append: Append<Queued>, bytes: usize },
+    Configure(Role, oneshot::Sender<()>),
+    ProposalRefused(IsrProposal),
+    Tick,
     Maintain,
-    DeleteBefore(Offset, oneshot::Sender<Result<(), AppendError>>),
-    Stop { delete: bool, done: oneshot::Sender<Result<(), AppendError>> },
+    Damaged(String),
+    FollowerOpened { open: ReplicateOpen, stream: u64, answer: oneshot::Sender<LeaderFrame> },
+    FollowerStored { follower: (NodeId, u64), epoch: Epoch, end: Offset },
+    FollowerGone { node: NodeId, stream: u64 },
+    Followers(oneshot::Sender<Vec<(NodeId, Offset)>>),
+    Position(Epoch, oneshot::Sender<Result<LogEnd, FollowError>>),
+    Settle(Epoch, LeaderFrame, oneshot::Sender<Result<Option<LogEnd>, FollowError>>),
+    Replicate { epoch: Epoch, frame: LeaderFrame, payload: Bytes, failure: Failure },
+    DeleteBefore(Offset, Done),
+    Stop { delete: bool, done: Done },
 }
 
-pub(crate) struct Append {
-    pub(crate) batch: AppendBatch,
-    pub(crate) bytes: usize,
-    pub(crate) acks: Acks,
-    pub(crate) lane: Lane,
+/// Whom an append's answer goes to, and what it holds until then.
+pub(crate) struct Queued {
     pub(crate) answer: oneshot::Sender<Result<ProduceAck, AppendError>>,
-    pub(crate) permit: OwnedSemaphorePermit,
+    pub(crate) lane: Lane,
+    pub(crate) _permit: OwnedSemaphorePermit,
 }
 
-/// An append that is written and waits for its commit.
-struct Written {
-    answer: oneshot::Sender<Result<ProduceAck, AppendError>>,
-    ack: ProduceAck,
-    _permit: OwnedSemaphorePermit,
-}
-
-/// Invariant: `leader`'s end is the log's end, and its stored end is what `Durability` calls stored.
 pub(crate) struct Owner {
-    log: Log,
-    leader: Leader<Written>,
-    role: Role,
+    id: (TopicId, PartitionId),
+    replica: Replica<Queued>,
     queue: mpsc::Receiver<Event>,
-    high_watermark: watch::Sender<Offset>,
+    committed: watch::Sender<Committed>,
+    appended: watch::Sender<Offset>,
+    stored: watch::Sender<Offset>,
     offline: Arc<OnceLock<String>>,
+    waiting: Arc<AtomicBool>,
     runtime: Runtime,
+    /// Answers that leave once what they tell of is shown.
+    answers: Vec<Answer<Queued>>,
     unsynced: usize,
     /// Whether anything was appended since the last maintenance.
     active: bool,
+    /// Whether the loss of this replica's storage is still to be reported.
+    unreported: bool,
     /// A sync under way on another thread, and the bytes that it covers.
     syncing: Option<(JoinHandle<Result<Offset, bus_log::Error>>, usize)>,
 }
 
 impl Owner {
     pub(crate) fn new(
+        id: (TopicId, PartitionId),
         log: Log,
-        role: Role,
+        (role, known): (Role, Offset),
         queue: mpsc::Receiver<Event>,
-        offline: Arc<OnceLock<String>>,
         runtime: Runtime,
-    ) -> (Self, watch::Receiver<Offset>) {
-        let end = log.log_end();
-        let min_isr = role.config.min_insync_replicas;
-        let leader = Leader::new(role.node, role.epoch, &role.isr, min_isr, end, log.log_start());
-        let (high_watermark, watch) = watch::channel(leader.high_watermark());
-        (
-            Self {
-                log,
-                leader,
-                role,
-                queue,
-                high_watermark,
-                offline,
-                runtime,
-                unsynced: 0,
-                active: true,
-                syncing: None,
-            },
-            watch,
-        )
+    ) -> (Self, Shown) {
+        let replica = Replica::new(log, role, known, runtime.clock.monotonic());
+        let (committed, committed_shown) = watch::channel(committed(&replica));
+        let (appended, appended_shown) = watch::channel(replica.log().log_end());
+        let (stored, stored_shown) = watch::channel(replica.stored());
+        let (offline, waiting) = (Arc::default(), Arc::new(AtomicBool::new(replica.is_waiting())));
+        let shown = Shown {
+            committed: committed_shown,
+            appended: appended_shown,
+            stored: stored_shown,
+            offline: Arc::clone(&offline),
+            waiting: Arc::clone(&waiting),
+        };
+        let owner = Self {
+            id,
+            replica,
+            queue,
+            committed,
+            appended,
+            stored,
+            offline,
+            waiting,
+            runtime,
+            answers: Vec::new(),
+            unsynced: 0,
+            active: true,
+            unreported: false,
+            syncing: None,
+        };
+        (owner, shown)
     }
 
     pub(crate) async fn run(mut self) {
         let mut events = Vec::with_capacity(GROUP);
         let stop = loop {
             // An offline partition refuses everything, and must not leave anybody waiting.
-            let room = self.unsynced < UNSYNCED_BYTES || self.offline.get().is_some();
+            let room = self.unsynced < UNSYNCED_BYTES || self.is_offline();
             tokio::select! {
                 biased;
                 synced = finished(&mut self.syncing) => self.synced(synced),
@@ -101,199 +124,287 @@ impl Owner {
                     if count == 0 {
                         break None;
                     }
-                    if let Some(stop) = self.take(&mut events).await {
+                    if let Some(stop) = self.take(&mut events) {
                         break Some(stop);
                     }
                 }
             }
+            // Followers are sent what is written while it is synced here.
+            self.show_end();
             self.start_sync();
+            self.report();
+            self.publish();
         };
         self.stop(stop).await;
     }
 
     /// Carries out a group of events; consecutive appends become one write.
-    async fn take(
-        &mut self,
-        events: &mut Vec<Event>,
-    ) -> Option<(bool, oneshot::Sender<Result<(), AppendError>>)> {
+    fn take(&mut self, events: &mut Vec<Event>) -> Option<(bool, Done)> {
         let mut appends = Vec::with_capacity(events.len());
         for event in events.drain(..) {
-            if let Event::Append(append) = event {
-                appends.push(append);
+            if let Event::Append { append, bytes } = event {
+                if let Err(error) = self.check(&append.ticket.lane) {
+                    self.answers.push((append.ticket, Err(error)));
+                } else {
+                    self.unsynced += bytes;
+                    appends.push(append);
+                }
                 continue;
             }
             self.append(std::mem::take(&mut appends));
             match event {
-                Event::Append(_) => unreachable!("taken above"),
-                Event::Configure(role) => self.configure(role),
-                Event::Maintain => self.maintain(),
-                Event::DeleteBefore(offset, done) => {
-                    let deleted = self.log.delete_before(offset.min(self.leader.high_watermark()));
-                    // Whoever asked may be gone.
-                    drop(done.send(deleted.map(drop).map_err(|error| refusal(&error))));
-                }
                 Event::Stop { delete, done } => return Some((delete, done)),
+                event => self.carry_out(event),
             }
         }
         self.append(appends);
         None
     }
 
-    fn append(&mut self, appends: Vec<Append>) {
-        if appends.is_empty() {
-            return;
-        }
-        let mut batches = Vec::with_capacity(appends.len());
-        let mut waiting = Vec::with_capacity(appends.len());
-        for Append { batch, bytes, acks, lane, answer, permit } in appends {
-            match self.admit(acks, &lane) {
-                Ok(()) => {
-                    batches.push(batch);
-                    waiting.push((acks, lane, answer, permit, bytes));
-                }
-                Err(error) => refuse(&lane, answer, error),
+    /// Whoever asks may be gone and not want to know any more: answers that cannot be left are dropped.
+    fn carry_out(&mut self, event: Event) {
+        let now = self.runtime.clock.monotonic();
+        match event {
+            Event::Append { .. } | Event::Stop { .. } => unreachable!("taken by whoever calls"),
+            Event::Configure(role, done) => {
+                let answers = self.replica.configure(role, now);
+                self.answers.extend(answers);
+                // Whoever waits for it looks at what is shown.
+                self.publish();
+                done.send(()).ok();
             }
-        }
-        if batches.is_empty() {
-            return;
-        }
-        let (appended, failed) = match self.log.append_all(batches, self.leader.epoch()) {
-            Ok(appended) => (appended, None),
-            Err(PartialAppend { appended, error }) => (appended, Some(error)),
-        };
-        self.active |= !appended.is_empty();
-        let mut waiting = waiting.into_iter();
-        for (appended, (acks, _, answer, permit, bytes)) in appended.iter().zip(waiting.by_ref()) {
-            self.unsynced += bytes;
-            let ack = ProduceAck { base_offset: appended.base_offset, append_time: appended.append_time };
-            self.leader.appended(appended.last_offset + 1, acks, Written { answer, ack, _permit: permit });
-        }
-        if self.role.config.durability == Durability::Replicated {
-            self.stored(self.log.log_end());
-        }
-        let Some(error) = failed else { return };
-        let refusal = match error {
-            bus_log::Error::Full { .. } => AppendError::Full,
-            error => self.go_offline(&error),
-        };
-        for (_, lane, answer, ..) in waiting {
-            refuse(&lane, answer, refusal.clone());
+            Event::ProposalRefused(proposal) => {
+                let answers = self.replica.proposal_refused(&proposal, now);
+                self.answers.extend(answers);
+            }
+            // What time calls for is looked at after every group of events.
+            Event::Tick => {}
+            Event::Maintain => self.maintain(),
+            Event::Damaged(why) => self.go_offline(why),
+            Event::FollowerOpened { open, stream, answer } => {
+                drop(answer.send(self.replica.follower_opened(&open, stream, now)));
+            }
+            Event::FollowerStored { follower, epoch, end } => {
+                let answers = self.replica.follower_stored(follower, epoch, end, now);
+                self.answers.extend(answers);
+            }
+            Event::FollowerGone { node, stream } => self.replica.follower_gone(node, stream, now),
+            Event::Followers(answer) => drop(answer.send(self.replica.followers())),
+            Event::Position(epoch, answer) => {
+                let position = self.follow(|replica| replica.position(epoch));
+                drop(answer.send(position));
+            }
+            Event::Settle(epoch, frame, answer) => {
+                let settled = self.follow(|replica| replica.follow(epoch, frame, Bytes::new()));
+                // What is shown as stored must not be what was cut: it is told to the leader next.
+                self.publish();
+                drop(answer.send(settled));
+            }
+            Event::Replicate { epoch, frame, payload, failure } => {
+                self.replicate(epoch, frame, payload, &failure);
+            }
+            Event::DeleteBefore(offset, done) => {
+                let deleted = self.replica.delete_before(offset);
+                self.committed.send_modify(|_| {});
+                drop(done.send(deleted.map_err(|error| AppendError::of(&error))));
+            }
         }
     }
 
-    /// Whether an append may be ordered now.
-    fn admit(&self, acks: Acks, lane: &Lane) -> Result<(), AppendError> {
+    fn append(&mut self, appends: Vec<Append<Queued>>) {
+        if appends.is_empty() {
+            return;
+        }
+        self.active = true;
+        let (answers, failed) = self.replica.append(appends, self.runtime.clock.monotonic());
+        self.answers.extend(answers);
+        match failed {
+            None | Some(bus_log::Error::Full { .. }) => {}
+            Some(error) => self.go_offline(error.to_string()),
+        }
+    }
+
+    /// Whether an append that came by this lane may be ordered now.
+    fn check(&self, lane: &Lane) -> Result<(), AppendError> {
         if let Some(why) = self.offline.get() {
             return Err(AppendError::Offline(why.clone()));
         }
         if lane.is_broken() {
             return Err(AppendError::Behind);
         }
-        self.leader.admit(acks).map_err(|NotEnoughReplicas { in_sync, wanted }| {
-            AppendError::NotEnoughReplicas { in_sync, wanted }
-        })
+        if !self.replica.leads() || lane.epoch() != self.replica.role().epoch {
+            return Err(AppendError::NotLeader);
+        }
+        Ok(())
     }
 
-    fn configure(&mut self, role: Role) {
-        self.log.set_config(LogConfig::from(&role.config));
-        let answered = self.leader.reconfigure(&role.isr, role.config.min_insync_replicas);
-        self.role = role;
-        publish(&self.leader, &self.high_watermark, answered);
+    fn replicate(&mut self, epoch: Epoch, frame: LeaderFrame, payload: Bytes, failure: &Failure) {
+        // What came behind a batch that could not be taken does not follow on the log.
+        if failure.is_set() {
+            return;
+        }
+        let bytes = payload.len();
+        match self.follow(|replica| replica.follow(epoch, frame, payload)) {
+            Ok(_) => {
+                self.unsynced += bytes;
+                self.active |= bytes > 0;
+            }
+            Err(error) => failure.set(&error),
+        }
+    }
+
+    /// Does something as a follower. A disk that is full may have room again; any other failure of it is for good.
+    fn follow<R>(
+        &mut self,
+        work: impl FnOnce(&mut Replica<Queued>) -> Result<R, FollowError>,
+    ) -> Result<R, FollowError> {
+        if self.is_offline() {
+            return Err(FollowError::Closed);
+        }
+        let done = work(&mut self.replica);
+        match &done {
+            Err(FollowError::Log(
+                error @ (bus_log::Error::Io { .. }
+                | bus_log::Error::Poisoned { .. }
+                | bus_log::Error::Damaged { .. }),
+            )) => self.go_offline(error.to_string()),
+            _ => {}
+        }
+        done
     }
 
     fn maintain(&mut self) {
-        let now = self.runtime.clock.timestamp();
-        match self.log.apply_retention(now, self.leader.high_watermark()) {
+        let log = self.replica.log().dir().to_owned();
+        match self.replica.maintain(self.runtime.clock.timestamp()) {
             Ok(0) => {}
             Ok(segments) => {
-                tracing::info!(log = %self.log.dir().display(), segments, "retention deleted segments")
+                tracing::info!(log = %log.display(), segments, "retention deleted segments");
+                // Followers are told where the log starts now.
+                self.committed.send_modify(|_| {});
             }
-            Err(error) => tracing::warn!(log = %self.log.dir().display(), %error, "retention failed"),
+            Err(error) => tracing::warn!(log = %log.display(), %error, "retention failed"),
         }
         // Nobody has written since the last time: whoever still reads here reads the disk.
         if !std::mem::take(&mut self.active) {
-            self.log.trim_tail();
+            self.replica.trim_tail();
         }
     }
 
     /// Starts the next group sync unless one is under way.
     fn start_sync(&mut self) {
-        if self.syncing.is_some() || self.unsynced == 0 || self.offline.get().is_some() {
+        if self.syncing.is_some() || self.is_offline() {
             return;
         }
-        let job = self.log.begin_sync();
-        if self.unsynced <= SYNC_HERE_BYTES {
-            let covered = self.unsynced;
-            self.synced((job.run(), covered));
-        } else {
-            self.syncing = Some((self.runtime.disk.spawn_blocking(move || job.run()), self.unsynced));
+        let covered = self.unsynced;
+        match self.replica.begin_sync() {
+            // Refused, or truncated since.
+            None => self.unsynced = 0,
+            Some(job) if covered <= SYNC_HERE_BYTES => self.synced((job.run(), covered)),
+            Some(job) => {
+                self.syncing = Some((self.runtime.disk.spawn_blocking(move || job.run()), covered));
+            }
         }
     }
 
     fn synced(&mut self, (synced, covered): (Result<Offset, bus_log::Error>, usize)) {
         // Once offline, everybody has been told that it is not known what is stored.
-        if self.offline.get().is_some() {
+        if self.is_offline() {
             return;
         }
-        self.unsynced -= covered;
+        self.unsynced = self.unsynced.saturating_sub(covered);
         match synced {
-            Ok(until) => self.stored(until),
-            Err(error) => drop(self.go_offline(&error)),
+            Ok(_) => {
+                let answers = self.replica.note_stored();
+                self.answers.extend(answers);
+            }
+            Err(error) => self.go_offline(error.to_string()),
         }
-    }
-
-    fn stored(&mut self, until: Offset) {
-        let answered = self.leader.stored(until);
-        publish(&self.leader, &self.high_watermark, answered);
     }
 
     /// Takes nothing any more, and answers all who wait; their batches' permits go back to the others.
-    fn go_offline(&mut self, error: &bus_log::Error) -> AppendError {
-        let why = error.to_string();
-        if self.offline.set(why.clone()).is_ok() {
-            tracing::error!(log = %self.log.dir().display(), %error, "partition goes offline");
+    fn go_offline(&mut self, why: String) {
+        if self.offline.set(why.clone()).is_err() {
+            return;
         }
+        tracing::error!(log = %self.replica.log().dir().display(), error = why, "partition goes offline");
         self.unsynced = 0;
-        for written in self.leader.abandon() {
-            drop(written.answer.send(Err(AppendError::Offline(why.clone()))));
-        }
-        AppendError::Offline(why)
+        self.unreported = true;
+        let answers = self.replica.abandon(&AppendError::Offline(why));
+        self.answers.extend(answers);
     }
 
-    async fn stop(mut self, stop: Option<(bool, oneshot::Sender<Result<(), AppendError>>)>) {
+    fn is_offline(&self) -> bool {
+        self.offline.get().is_some()
+    }
+
+    /// Leaves what metadata must hear; where there is no room for it now, it is said again later.
+    fn report(&mut self) {
+        let (topic, partition) = self.id;
+        let leave = |matter| self.runtime.reports.try_send(Report { topic, partition, matter }).is_ok();
+        if let Some(why) = self.offline.get() {
+            if self.unreported {
+                self.unreported = !leave(Matter::Lost(why.clone()));
+            }
+            return;
+        }
+        let now = self.runtime.clock.monotonic();
+        if let Some(proposal) = self.replica.propose_isr(now, self.runtime.lag)
+            && !leave(Matter::Isr(proposal.clone()))
+        {
+            let answers = self.replica.proposal_refused(&proposal, now);
+            self.answers.extend(answers);
+        }
+    }
+
+    fn show_end(&self) {
+        show(&self.appended, self.replica.log().log_end());
+    }
+
+    /// Shows how far the replica is, then answers: whoever is told "committed" can read it at once.
+    fn publish(&mut self) {
+        self.show_end();
+        show(&self.stored, self.replica.stored());
+        show(&self.committed, committed(&self.replica));
+        self.waiting.store(self.replica.is_waiting() || self.unreported, Ordering::Relaxed);
+        for (Queued { answer, lane, .. }, answered) in self.answers.drain(..) {
+            if answered.is_err() {
+                // With it, all that come behind it.
+                lane.break_off();
+            }
+            // A producer that went away does not want to know.
+            drop(answer.send(answered));
+        }
+    }
+
+    async fn stop(mut self, stop: Option<(bool, Done)>) {
         if self.syncing.is_some() {
             let synced = finished(&mut self.syncing).await;
             self.synced(synced);
         }
+        self.publish();
         let delete = matches!(stop, Some((true, _)));
-        let ended = if delete {
-            self.log.delete()
-        } else {
-            let end = self.log.log_end();
-            let closed = self.log.close();
-            if closed.is_ok() {
-                let answered = self.leader.stored(end);
-                publish(&self.leader, &self.high_watermark, answered);
-            }
-            closed
-        };
-        for written in self.leader.abandon() {
-            drop(written.answer.send(Err(AppendError::Closed)));
+        let (answers, ended) = if delete { self.replica.delete() } else { self.replica.close() };
+        for (Queued { answer, .. }, answered) in answers {
+            drop(answer.send(answered));
         }
         if let Some((_, done)) = stop {
-            drop(done.send(ended.map_err(|error| refusal(&error))));
+            drop(done.send(ended.map_err(|error| AppendError::of(&error))));
         }
     }
 }
 
-/// Shows the high watermark, then answers: whoever is told "committed" can read it at once.
-fn publish(leader: &Leader<Written>, shown: &watch::Sender<Offset>, answered: Vec<Written>) {
-    let high_watermark = leader.high_watermark();
-    shown.send_if_modified(|shown| std::mem::replace(shown, high_watermark) != high_watermark);
-    for written in answered {
-        // A producer that went away does not want to know.
-        drop(written.answer.send(Ok(written.ack)));
+fn committed<T>(replica: &Replica<T>) -> Committed {
+    Committed {
+        epoch: replica.role().epoch,
+        leads: replica.leads(),
+        settled: replica.is_settled(),
+        high_watermark: replica.high_watermark(),
     }
+}
+
+/// Wakes nobody where nothing has changed.
+fn show<T: PartialEq + Copy>(shown: &watch::Sender<T>, now: T) {
+    shown.send_if_modified(|shown| std::mem::replace(shown, now) != now);
 }
 
 /// Resolves when the sync under way is done; never, while none is.
@@ -307,19 +418,5 @@ async fn finished(
     match synced {
         Ok(synced) => (synced, covered),
         Err(panic) => std::panic::resume_unwind(panic.into_panic()),
-    }
-}
-
-/// Refuses an append, and with it all that come behind it in its lane.
-fn refuse(lane: &Lane, answer: oneshot::Sender<Result<ProduceAck, AppendError>>, error: AppendError) {
-    lane.break_off();
-    // A producer that went away does not want to know.
-    drop(answer.send(Err(error)));
-}
-
-fn refusal(error: &bus_log::Error) -> AppendError {
-    match error {
-        bus_log::Error::Full { .. } => AppendError::Full,
-        other => AppendError::Offline(other.to_string()),
     }
 }

@@ -1,24 +1,30 @@
-//! The handle of one partition on this node.
+//! The handle of one replica on this node.
 
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bus_log::{AppendBatch, Log, LogReader};
 use bus_protocol::batch::RecordBatch;
 use bus_protocol::produce::{Acks, ProduceAck};
-use bus_protocol::{Clock, Epoch, NodeId, Offset, PartitionId, TopicConfig};
+use bus_protocol::replicate::{LeaderFrame, ReplicateOpen};
+use bus_protocol::{Clock, Epoch, NodeId, Offset, PartitionId, TopicId};
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
-use crate::AppendError;
-use crate::owner::{Append, Event, Owner};
+use crate::following::Following;
+use crate::leader::IsrProposal;
+use crate::owner::{Event, Owner, Queued};
+use crate::replica::{Append, Role};
+use crate::{AppendError, FollowError};
 
-/// Events that wait for one partition's owner. Its bytes are bounded by [`Runtime::budget`] as well.
+/// Events that wait for one replica's owner. Its bytes are bounded by [`Runtime::budget`] as well, and by what a
+/// leader pushes to a follower.
 const QUEUE: usize = 1_024;
 
-/// What all partitions of a node share.
+/// What all replicas of a node share.
 #[derive(Clone)]
 pub struct Runtime {
     /// Where owners run. They block on the disk, so this is no runtime that serves a network.
@@ -27,46 +33,88 @@ pub struct Runtime {
     pub budget: Arc<Semaphore>,
     /// The time.
     pub clock: Arc<dyn Clock>,
+    /// Where owners leave what metadata must hear. One that finds it full tries again later.
+    pub reports: mpsc::Sender<Report>,
+    /// How long a member of the ISR may lack something before it leaves (Kafka's `replica.lag.time.max.ms`).
+    pub lag: Duration,
 }
 
-/// What metadata says of this replica.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Role {
-    /// This node.
-    pub node: NodeId,
+/// What an owner has to say to metadata.
+#[derive(Clone, Debug)]
+pub struct Report {
+    /// The topic.
+    pub topic: TopicId,
+    /// The partition.
+    pub partition: PartitionId,
+    /// What.
+    pub matter: Matter,
+}
+
+/// See [`Report`].
+#[derive(Clone, Debug)]
+pub enum Matter {
+    /// The ISR is to change. To be answered by a new [`Role`], or by [`Partition::proposal_refused`].
+    Isr(IsrProposal),
+    /// This replica's storage has failed or is damaged: what it has stored cannot be counted on.
+    Lost(String),
+}
+
+/// How far a partition is committed, as seen from this replica.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Committed {
     /// The leader epoch.
     pub epoch: Epoch,
-    /// The in-sync replicas.
-    pub isr: Vec<NodeId>,
-    /// The topic's settings.
-    pub config: TopicConfig,
+    /// Whether this replica leads in it.
+    pub leads: bool,
+    /// Whether the high watermark covers all that earlier leaders may have told readers of (KIP-207).
+    pub settled: bool,
+    /// Below it all is committed.
+    pub high_watermark: Offset,
 }
 
-/// One partition: appends go to its owner's queue, reads to its log at once. Cheap to clone; the owner ends when
-/// it is told to, or when the last handle is gone.
+/// One replica: appends go to its owner's queue, reads to its log at once. Cheap to clone; the owner ends when it is
+/// told to, or when the last handle is gone.
 #[derive(Clone)]
 pub struct Partition {
     number: PartitionId,
-    events: mpsc::Sender<Event>,
+    pub(crate) events: mpsc::Sender<Event>,
     reader: LogReader,
-    high_watermark: watch::Receiver<Offset>,
-    offline: Arc<OnceLock<String>>,
+    pub(crate) shown: Shown,
     budget: Arc<Semaphore>,
 }
 
-/// Appends that belong behind each other: a produce stream's. Once one of them is refused by the partition, so are
-/// those behind it, until the stream begins anew: what is sent again must not come after what was sent later.
-#[derive(Clone, Debug, Default)]
-pub struct Lane(Arc<AtomicBool>);
+/// What the owner shows of its replica.
+#[derive(Clone)]
+pub(crate) struct Shown {
+    pub(crate) committed: watch::Receiver<Committed>,
+    pub(crate) appended: watch::Receiver<Offset>,
+    pub(crate) stored: watch::Receiver<Offset>,
+    pub(crate) offline: Arc<OnceLock<String>>,
+    /// Whether time passing can call for something.
+    pub(crate) waiting: Arc<AtomicBool>,
+}
+
+/// Appends that belong behind each other, in one leader epoch: a produce stream's. Once one of them is refused by the
+/// partition, so are those behind it, until the stream begins anew: what is sent again must not come after what was
+/// sent later.
+#[derive(Clone, Debug)]
+pub struct Lane {
+    epoch: Epoch,
+    broken: Arc<AtomicBool>,
+}
 
 impl Lane {
+    pub(crate) fn epoch(&self) -> Epoch {
+        self.epoch
+    }
+
     pub(crate) fn is_broken(&self) -> bool {
-        self.0.load(Ordering::Relaxed)
+        self.broken.load(Ordering::Relaxed)
     }
 
     /// Only the partition's owner does this, and only it asks: no other memory hangs on it.
     pub(crate) fn break_off(&self) {
-        self.0.store(true, Ordering::Relaxed);
+        self.broken.store(true, Ordering::Relaxed);
     }
 }
 
@@ -84,15 +132,26 @@ impl Future for Ticket {
 }
 
 impl Partition {
-    /// Starts the owner of `log` as the leader of its partition. Everything that the log recovered counts as
-    /// stored; with one in-sync replica all of it is committed.
-    pub fn lead(number: PartitionId, log: Log, role: Role, runtime: &Runtime) -> Self {
+    /// Starts the owner of the replica that `log` holds. What the log recovered counts as stored; below `committed` it is
+    /// known to be committed (0 where nothing is known).
+    pub fn open(
+        (topic, number): (TopicId, PartitionId),
+        log: Log,
+        role: Role,
+        committed: Offset,
+        runtime: &Runtime,
+    ) -> Self {
         let (events, queue) = mpsc::channel(QUEUE);
         let reader = log.reader();
-        let offline = Arc::new(OnceLock::new());
-        let (owner, high_watermark) = Owner::new(log, role, queue, Arc::clone(&offline), runtime.clone());
+        let (owner, shown) = Owner::new((topic, number), log, (role, committed), queue, runtime.clone());
         runtime.disk.spawn(owner.run());
-        Self { number, events, reader, high_watermark, offline, budget: Arc::clone(&runtime.budget) }
+        Self { number, events, reader, shown, budget: Arc::clone(&runtime.budget) }
+    }
+
+    /// A way in for appends in the present leader epoch; refused where this replica does not lead.
+    pub fn lane(&self) -> Result<Lane, AppendError> {
+        let Committed { epoch, leads, .. } = self.committed();
+        if leads { Ok(Lane { epoch, broken: Arc::default() }) } else { Err(AppendError::NotLeader) }
     }
 
     /// Orders a batch: appends are stored in the order in which this was called and awaited. Waits while the queue or the
@@ -104,13 +163,13 @@ impl Partition {
         let permit =
             Arc::clone(&self.budget).acquire_many_owned(permits).await.map_err(|_| AppendError::Closed)?;
         let (answer, ticket) = oneshot::channel();
-        let lane = lane.clone();
-        let append = Append { batch: AppendBatch::from(batch), bytes, acks, lane, answer, permit };
-        self.events.send(Event::Append(append)).await.map_err(|_| AppendError::Closed)?;
+        let queued = Queued { answer, lane: lane.clone(), _permit: permit };
+        let append = Append { batch: AppendBatch::from(batch), acks, ticket: queued };
+        self.events.send(Event::Append { append, bytes }).await.map_err(|_| AppendError::Closed)?;
         Ok(Ticket(ticket))
     }
 
-    /// Whether both are handles of the same running partition.
+    /// Whether both are handles of the same running replica.
     pub fn same_as(&self, other: &Self) -> bool {
         self.events.same_channel(&other.events)
     }
@@ -125,24 +184,39 @@ impl Partition {
         &self.reader
     }
 
+    /// How far it is committed.
+    pub fn committed(&self) -> Committed {
+        *self.shown.committed.borrow()
+    }
+
     /// Below it, all is committed, and readers see it.
     pub fn high_watermark(&self) -> Offset {
-        *self.high_watermark.borrow()
+        self.committed().high_watermark
     }
 
-    /// Tells when the high watermark moves; its sender is gone when the partition is closed.
-    pub fn watch(&self) -> watch::Receiver<Offset> {
-        self.high_watermark.clone()
+    /// Tells when [`Partition::committed`] changes; its sender is gone when the partition is closed.
+    pub fn watch(&self) -> watch::Receiver<Committed> {
+        self.shown.committed.clone()
     }
 
-    /// Why the partition takes no appends any more, if its storage failed.
+    /// Tells when the log end moves.
+    pub fn watch_end(&self) -> watch::Receiver<Offset> {
+        self.shown.appended.clone()
+    }
+
+    /// Why the replica takes nothing any more, if its storage failed.
     pub fn offline(&self) -> Option<&str> {
-        self.offline.get().map(String::as_str)
+        self.shown.offline.get().map(String::as_str)
     }
 
-    /// Takes on what metadata says.
+    /// Takes on what metadata says; [`Partition::committed`] shows it when this returns.
     pub async fn configure(&self, role: Role) -> Result<(), AppendError> {
-        self.events.send(Event::Configure(role)).await.map_err(|_| AppendError::Closed)
+        self.ask(|done| Event::Configure(role, done)).await
+    }
+
+    /// The controller has refused the change of the ISR, for sure.
+    pub async fn proposal_refused(&self, proposal: IsrProposal) -> Result<(), AppendError> {
+        self.send(Event::ProposalRefused(proposal)).await
     }
 
     /// Asks the owner to apply retention and to give back memory that nobody reads from. Skipped if it is busy.
@@ -150,7 +224,56 @@ impl Partition {
         drop(self.events.try_send(Event::Maintain));
     }
 
-    /// Drops what lies below `offset` from the log's start; whole segments go from the disk. Done when this returns.
+    /// Lets time pass: to be called a few times in [`Runtime::lag`]. Costs nothing where nobody waits.
+    pub fn tick(&self) {
+        if self.shown.waiting.load(Ordering::Relaxed) {
+            drop(self.events.try_send(Event::Tick));
+        }
+    }
+
+    /// A reader found the log damaged: the replica takes nothing any more, and says so to metadata.
+    pub async fn damaged(&self, error: &bus_log::Error) {
+        // One that is closed already is not served any more either.
+        self.send(Event::Damaged(error.to_string())).await.ok();
+    }
+
+    /// As the leader, to a follower that opens its stream or has cut its log: see
+    /// [`Replica::follower_opened`](crate::Replica::follower_opened).
+    pub async fn follower_opened(
+        &self,
+        open: ReplicateOpen,
+        stream: u64,
+    ) -> Result<LeaderFrame, AppendError> {
+        self.ask(|answer| Event::FollowerOpened { open, stream, answer }).await
+    }
+
+    /// As the leader of `epoch`: the follower, in its registration, has stored all below `end`.
+    pub async fn follower_stored(
+        &self,
+        follower: (NodeId, u64),
+        epoch: Epoch,
+        end: Offset,
+    ) -> Result<(), AppendError> {
+        self.send(Event::FollowerStored { follower, epoch, end }).await
+    }
+
+    /// As the leader: the follower's stream has ended. Where the queue is full nobody is told: then the follower
+    /// counts as there, with what it had.
+    pub fn follower_gone(&self, node: NodeId, stream: u64) {
+        drop(self.events.try_send(Event::FollowerGone { node, stream }));
+    }
+
+    /// As the leader: what the followers that replicate now have stored.
+    pub async fn followers(&self) -> Result<Vec<(NodeId, Offset)>, AppendError> {
+        self.ask(Event::Followers).await
+    }
+
+    /// As a follower of the leader of `epoch`: begins a stream.
+    pub async fn follow(&self, epoch: Epoch) -> Result<Following, FollowError> {
+        Following::begin(self.clone(), epoch).await
+    }
+
+    /// Drops what lies below `offset` from the log's start. Done when this returns.
     pub async fn delete_before(&self, offset: Offset) -> Result<(), AppendError> {
         self.ask(|done| Event::DeleteBefore(offset, done)).await?
     }
@@ -166,9 +289,16 @@ impl Partition {
         self.ask(|done| Event::Stop { delete: true, done }).await?
     }
 
-    async fn ask<T>(&self, event: impl FnOnce(oneshot::Sender<T>) -> Event) -> Result<T, AppendError> {
+    pub(crate) async fn send(&self, event: Event) -> Result<(), AppendError> {
+        self.events.send(event).await.map_err(|_| AppendError::Closed)
+    }
+
+    pub(crate) async fn ask<T>(
+        &self,
+        event: impl FnOnce(oneshot::Sender<T>) -> Event,
+    ) -> Result<T, AppendError> {
         let (done, answer) = oneshot::channel();
-        self.events.send(event(done)).await.map_err(|_| AppendError::Closed)?;
+        self.send(event(done)).await?;
         answer.await.map_err(|_| AppendError::Closed)
     }
 }

@@ -1,5 +1,6 @@
 //! Endpoints: one UDP socket each, and all connections that go over it.
 
+use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
@@ -28,30 +29,38 @@ struct Shared {
     identity: Option<Arc<Identity>>,
     options: Options,
     transport: Arc<TransportConfig>,
+    peer_transport: Arc<TransportConfig>,
+}
+
+impl Shared {
+    fn new(trust: Trust, identity: Option<Arc<Identity>>, options: &Options) -> Result<Self, Error> {
+        let transport = transport(options)?;
+        let peer_transport = self::transport(&options.between_peers())?;
+        Ok(Self { trust, identity, options: options.clone(), transport, peer_transport })
+    }
 }
 
 impl Endpoint {
     /// A server on `listen`. Its own connections, to other brokers, show the same identity and trust its CA.
     /// Runs within a tokio runtime.
     pub fn server(listen: SocketAddr, identity: Arc<Identity>, options: &Options) -> Result<Self, Error> {
-        let transport = transport(options)?;
-        let mut server = quinn::ServerConfig::with_crypto(tls::server(&identity)?);
-        server.transport_config(transport.clone()).migration(true);
+        let crypto = tls::server(&identity)?;
+        let trust = Trust::Pem(identity.ca_pem().to_owned());
+        let shared = Shared::new(trust, Some(identity), options)?;
+        let mut server = quinn::ServerConfig::with_crypto(crypto);
+        server.transport_config(shared.transport.clone()).migration(true);
         let inner = bind(listen, options, Some(server))
             .map_err(|source| Error::Listen { address: listen.to_string(), source })?;
-        let trust = Trust::Pem(identity.ca_pem().to_owned());
-        let shared = Shared { trust, identity: Some(identity), options: options.clone(), transport };
         Ok(Self { inner, shared: Arc::new(shared) })
     }
 
     /// A client on any free port. Runs within a tokio runtime.
     pub fn client(trust: Trust, identity: Option<Arc<Identity>>, options: &Options) -> Result<Self, Error> {
-        let transport = transport(options)?;
+        let shared = Shared::new(trust, identity, options)?;
         // One socket for both families; where the machine has no IPv6, for the one there is.
         let inner = bind((Ipv6Addr::UNSPECIFIED, 0).into(), options, None)
             .or_else(|_| bind((Ipv4Addr::UNSPECIFIED, 0).into(), options, None))
             .map_err(|source| Error::Listen { address: "any port".to_owned(), source })?;
-        let shared = Shared { trust, identity, options: options.clone(), transport };
         Ok(Self { inner, shared: Arc::new(shared) })
     }
 
@@ -66,6 +75,19 @@ impl Endpoint {
         Some(Incoming { inner: incoming, shared: self.shared.clone() })
     }
 
+    /// Goes on from another UDP socket, on any free port of the same family. The connections migrate with what is under
+    /// way on them (RFC 9000, section 9): for a client whose machine has got another address.
+    pub fn rebind(&self) -> Result<(), Error> {
+        let failed = |error: io::Error| Error::Lost(error.to_string());
+        let any: SocketAddr = match self.inner.local_addr().map_err(failed)? {
+            SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
+            SocketAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, 0).into(),
+        };
+        let socket = socket(any, &self.shared.options)
+            .map_err(|source| Error::Listen { address: "any port".to_owned(), source })?;
+        self.inner.rebind(socket.into()).map_err(failed)
+    }
+
     /// How many connections there are, those under way among them.
     pub fn connections(&self) -> usize {
         self.inner.open_connections()
@@ -75,19 +97,26 @@ impl Endpoint {
     /// Fails after `Options::connect_timeout_ms` at the latest.
     pub async fn connect(&self, address: &str) -> Result<Connection, Error> {
         let host = split(address)?.0.to_owned();
-        self.connect_as(address, &host).await
+        self.connect_as(address, &host, self.shared.transport.clone()).await
     }
 
     /// A connection to the broker `node` at `address`, whose certificate must be that broker's, whatever the host.
+    /// Silence of [`Options::peer_idle_timeout_ms`] ends it: brokers must know soon that one is gone.
     pub async fn connect_node(&self, address: &str, node: NodeId) -> Result<Connection, Error> {
-        self.connect_as(address, &certificate::node_name(node)).await
+        let transport = self.shared.peer_transport.clone();
+        self.connect_as(address, &certificate::node_name(node), transport).await
     }
 
-    async fn connect_as(&self, address: &str, name: &str) -> Result<Connection, Error> {
+    async fn connect_as(
+        &self,
+        address: &str,
+        name: &str,
+        transport: Arc<TransportConfig>,
+    ) -> Result<Connection, Error> {
         let believed = tls::believe(&self.shared.trust, address)?;
         let crypto = tls::client(&believed, self.shared.identity.as_deref())?;
         let mut config = quinn::ClientConfig::new(crypto);
-        config.transport_config(self.shared.transport.clone());
+        config.transport_config(transport);
         let waited = self.shared.options.connect_timeout();
         let race = self.race(address, name, config, &believed);
         match tokio::time::timeout(waited, race).await {
@@ -208,7 +237,16 @@ fn bind(
     address: SocketAddr,
     options: &Options,
     server: Option<quinn::ServerConfig>,
-) -> std::io::Result<quinn::Endpoint> {
+) -> io::Result<quinn::Endpoint> {
+    quinn::Endpoint::new(
+        quinn::EndpointConfig::default(),
+        server,
+        socket(address, options)?.into(),
+        Arc::new(quinn::TokioRuntime),
+    )
+}
+
+fn socket(address: SocketAddr, options: &Options) -> io::Result<Socket> {
     let socket = Socket::new(Domain::for_address(address), Type::DGRAM, Some(Protocol::UDP))?;
     if address.is_ipv6() {
         // A server that is told `[::1]` gets what it is told; `[::]` means every address there is.
@@ -222,12 +260,7 @@ fn bind(
         }
     }
     socket.bind(&address.into())?;
-    quinn::Endpoint::new(
-        quinn::EndpointConfig::default(),
-        server,
-        socket.into(),
-        Arc::new(quinn::TokioRuntime),
-    )
+    Ok(socket)
 }
 
 /// The transport's limits, as quinn takes them. What is not set here is as QUIC's recovery (RFC 9002) has it.

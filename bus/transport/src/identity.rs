@@ -131,6 +131,23 @@ impl Identity {
         &self.ca_pem
     }
 
+    /// The CA's key, in PEM, if it lies in this node's folder.
+    pub fn ca_key_pem(&self) -> Result<Option<String>, IdentityError> {
+        read(&self.ca_file.with_file_name("ca.key"))
+    }
+
+    /// Uses the CA `ca_pem` with its key in `folder`, where there is none yet.
+    pub fn adopt(folder: &Path, ca_pem: &str, ca_key: &str) -> Result<(), IdentityError> {
+        std::fs::create_dir_all(folder)
+            .map_err(|source| IdentityError::File { path: folder.to_owned(), source })?;
+        let ca_file = folder.join("ca.pem");
+        if read(&ca_file)?.is_none() {
+            write(&folder.join("ca.key"), ca_key, 0o600)?;
+            write(&ca_file, ca_pem, 0o644)?;
+        }
+        Ok(())
+    }
+
     /// The file that holds [`Identity::ca_pem`].
     pub fn ca_file(&self) -> &Path {
         &self.ca_file

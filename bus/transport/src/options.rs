@@ -23,6 +23,8 @@ pub struct Options {
     pub keep_alive_ms: u64,
     /// Silence after which the peer counts as gone, in milliseconds.
     pub idle_timeout_ms: u64,
+    /// As `idle_timeout_ms`, for connections that a broker makes to another: a broker that is gone must be missed soon.
+    pub peer_idle_timeout_ms: u64,
     /// How long a connection may take to come about, in milliseconds.
     pub connect_timeout_ms: u64,
     /// How long an opened stream may take to say what it is for, in milliseconds.
@@ -48,6 +50,7 @@ impl Default for Options {
             streams: limits::STREAMS_PER_CONNECTION,
             keep_alive_ms: 5_000,
             idle_timeout_ms: 30_000,
+            peer_idle_timeout_ms: 2_000,
             connect_timeout_ms: 5_000,
             preamble_timeout_ms: 10_000,
         }
@@ -55,6 +58,12 @@ impl Default for Options {
 }
 
 impl Options {
+    /// The same, for a connection to another broker.
+    pub(crate) fn between_peers(&self) -> Self {
+        let idle_timeout_ms = self.peer_idle_timeout_ms;
+        Self { idle_timeout_ms, keep_alive_ms: self.keep_alive_ms.min(idle_timeout_ms / 3), ..self.clone() }
+    }
+
     /// Checks every setting against its range.
     pub fn validate(&self) -> Result<(), InvalidOptions> {
         let window = (64 << 10)..=(1 << 30);
@@ -69,6 +78,7 @@ impl Options {
             ("streams", self.streams.into(), 1..=1 << 20, "1 to 1048576"),
             ("keep_alive_ms", self.keep_alive_ms, wait.clone(), waits),
             ("idle_timeout_ms", self.idle_timeout_ms, wait.clone(), waits),
+            ("peer_idle_timeout_ms", self.peer_idle_timeout_ms, wait.clone(), waits),
             ("connect_timeout_ms", self.connect_timeout_ms, wait.clone(), waits),
             ("preamble_timeout_ms", self.preamble_timeout_ms, wait, waits),
         ] {

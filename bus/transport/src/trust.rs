@@ -70,6 +70,29 @@ impl TrustStore {
         crate::identity::write_atomically(&self.path(address), ca_pem.as_bytes(), 0o644)
     }
 
+    /// Leaves the CA of the broker at `address` with its key, for the other nodes of its cluster that this user runs
+    /// on this machine; readable by its owner only.
+    pub fn publish_authority(&self, address: &str, ca_pem: &str, ca_key: &str) -> io::Result<()> {
+        std::fs::create_dir_all(&self.folder)?;
+        let both = format!("{ca_pem}{ca_key}");
+        crate::identity::write_atomically(&self.authority_path(address), both.as_bytes(), 0o600)
+    }
+
+    /// The CA and its key, both in PEM, that were left for `address`; `None` where there are none.
+    pub fn authority(&self, address: &str) -> io::Result<Option<(String, String)>> {
+        let both = match std::fs::read_to_string(self.authority_path(address)) {
+            Ok(both) => both,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        const END: &str = "-----END CERTIFICATE-----\n";
+        Ok(both.find(END).map(|at| both.split_at(at + END.len())).map(|(pem, key)| (pem.into(), key.into())))
+    }
+
+    fn authority_path(&self, address: &str) -> PathBuf {
+        self.path(address).with_extension("authority")
+    }
+
     /// The CA left for `address`; `None` where there is none.
     pub fn lookup(&self, address: &str) -> io::Result<Option<String>> {
         match std::fs::read_to_string(self.path(address)) {

@@ -31,6 +31,7 @@ async fn answer(address: &str, mut send: SendStream, mut recv: RecvStream) -> Re
                         epoch: 0,
                         replicas: vec![1],
                         isr: vec![1],
+                        target: None,
                     }],
                 })
                 .collect(),
@@ -38,12 +39,21 @@ async fn answer(address: &str, mut send: SendStream, mut recv: RecvStream) -> Re
         Request::ListOffsets { partitions, .. } => {
             Response::Offsets(partitions.into_iter().map(|partition| (partition, 0)).collect())
         }
+        Request::InitProducer => Response::Producer { id: 1 },
         _ => Response::Cluster(ClusterInfo {
             cluster_id: String::new(),
             node: 1,
             version: String::new(),
             controller: Some(1),
-            brokers: vec![BrokerInfo { node: 1, address: address.to_owned(), fenced: false }],
+            brokers: vec![BrokerInfo {
+                node: 1,
+                address: address.to_owned(),
+                fenced: false,
+                drained: false,
+                epoch: 1,
+                rack: None,
+                voter: true,
+            }],
         }),
     };
     send.write_frame(&Ok::<_, WireError>(response), &[]).await?;

@@ -3,11 +3,11 @@
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::time::Duration;
 
-const FIRST: Duration = Duration::from_millis(10);
-const LONGEST: Duration = Duration::from_secs(1);
+const FIRST: Duration = Duration::from_millis(20);
+const LONGEST: Duration = Duration::from_millis(500);
 
-/// Doubling waits, 10 ms to 1 s, each shortened by up to a half at random, so that the clients of a broker that comes
-/// back do not all come back at once.
+/// Doubling waits, 20 ms to 500 ms, each shortened by up to a half at random, so that the clients of a broker that
+/// comes back do not all come back at once.
 #[derive(Debug, Default)]
 pub(crate) struct Backoff {
     attempts: u32,
@@ -18,9 +18,7 @@ impl Backoff {
     pub(crate) fn next(&mut self) -> Duration {
         let whole = FIRST.saturating_mul(1 << self.attempts.min(10)).min(LONGEST);
         self.attempts = self.attempts.saturating_add(1);
-        // Each `RandomState` has keys of its own: random enough to spread clients.
-        let random = RandomState::new().build_hasher().finish() % 512;
-        whole.mul_f64(1.0 - random as f64 / 1024.0)
+        whole.mul_f64(1.0 - random() as f64 / 1024.0)
     }
 
     /// After a success.
@@ -29,16 +27,22 @@ impl Backoff {
     }
 }
 
+/// 0 to 511.
+fn random() -> u64 {
+    // Each `RandomState` has keys of its own: random enough to spread clients.
+    RandomState::new().build_hasher().finish() % 512
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn waits_double_up_to_a_second_and_start_anew_after_a_success() {
+    fn waits_double_up_to_half_a_second_and_start_anew_after_a_success() {
         let mut backoff = Backoff::default();
         let waits: Vec<_> = (0..40).map(|_| backoff.next()).collect();
         assert!(waits[0] > FIRST / 2 && waits[0] <= FIRST, "{waits:?}");
-        assert!(waits[7..].iter().all(|wait| *wait > LONGEST / 2 && *wait <= LONGEST), "{waits:?}");
+        assert!(waits[5..].iter().all(|wait| *wait > LONGEST / 2 && *wait <= LONGEST), "{waits:?}");
         backoff.reset();
         assert!(backoff.next() <= FIRST);
     }

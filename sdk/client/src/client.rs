@@ -4,6 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bus_protocol::request::Request;
 use bus_protocol::{Clock, SystemClock};
 use bus_transport::{Connection, Endpoint, Options, Trust};
 
@@ -11,8 +12,13 @@ use crate::metadata::Metadata;
 use crate::pool::Pool;
 use crate::{Admin, Error, ProducerBuilder, ReaderBuilder};
 
+/// How long the first broker may take to say who the others are, before the client does without.
+const WELCOME: Duration = Duration::from_secs(1);
+
 /// A cluster, as one program sees it. Cheap to clone; the clones share their connections: one to each broker, made
-/// when it is needed and made again, with jittered back-off, when it is lost.
+/// when it is needed and made again, with jittered back-off, when it is lost. Any broker that answers will do: the
+/// servers it was given, and all brokers it has heard of since; one that does not answer holds nobody up for more than
+/// some 200 ms.
 #[derive(Clone, Debug)]
 pub struct Client {
     shared: Arc<Shared>,
@@ -22,6 +28,7 @@ struct Shared {
     servers: Vec<String>,
     client_id: String,
     request_timeout: Duration,
+    metadata_interval: Duration,
     clock: Arc<dyn Clock>,
     pool: Pool,
     metadata: Metadata,
@@ -65,10 +72,16 @@ impl Client {
 
     /// Sends bytes that the broker throws away, for about `duration`: what one QUIC stream to it carries at most.
     pub async fn measure_link(&self, duration: Duration) -> Result<LinkSpeed, Error> {
-        let (_, connection) = self.any_broker().await?;
+        let connection = self.any_broker().await?;
         let bus_transport::Discarded { bytes, elapsed } =
             bus_transport::measure(&connection, duration).await?;
         Ok(LinkSpeed { bytes, elapsed })
+    }
+
+    /// Goes on from another UDP socket, with all connections and what is under way on them: for programs that know that
+    /// the address of their machine has changed. QUIC finds out by itself, only later.
+    pub fn rebind(&self) -> Result<(), Error> {
+        self.shared.pool.rebind()
     }
 
     /// Closes the connections; what is under way fails.
@@ -92,28 +105,26 @@ impl Client {
         self.shared.request_timeout
     }
 
-    /// The brokers known, those to find the cluster by last.
+    /// How often it is looked for new partitions.
+    pub(crate) fn metadata_interval(&self) -> Duration {
+        self.shared.metadata_interval
+    }
+
+    /// The brokers known and those to find the cluster by, those that are most likely to answer first.
     pub(crate) fn addresses(&self) -> Vec<String> {
         let mut addresses = self.shared.metadata.brokers();
-        let known = addresses.len();
         for server in &self.shared.servers {
-            if !addresses[..known].contains(server) {
+            if !addresses.contains(server) {
                 addresses.push(server.clone());
             }
         }
+        addresses.sort_by_key(|address| self.pool().rank(address));
         addresses
     }
 
     /// A connection to the first broker that answers.
-    pub(crate) async fn any_broker(&self) -> Result<(String, Connection), Error> {
-        let mut last = Error::Invalid("no server is given: say HOST:PORT[,HOST:PORT]".to_owned());
-        for address in self.addresses() {
-            match self.pool().get(&address).await {
-                Ok(connection) => return Ok((address, connection)),
-                Err(error) => last = error,
-            }
-        }
-        Err(last)
+    async fn any_broker(&self) -> Result<Connection, Error> {
+        self.first(self.addresses(), |client, address| async move { client.pool().get(&address).await }).await
     }
 }
 
@@ -134,6 +145,7 @@ pub struct ClientBuilder {
     trust: Trust,
     client_id: String,
     request_timeout: Duration,
+    metadata_interval: Duration,
     transport: Options,
 }
 
@@ -144,6 +156,7 @@ impl fmt::Debug for ClientBuilder {
             .field("trust", &self.trust)
             .field("client_id", &self.client_id)
             .field("request_timeout", &self.request_timeout)
+            .field("metadata_interval", &self.metadata_interval)
             .field("transport", &self.transport)
             .finish_non_exhaustive()
     }
@@ -157,6 +170,7 @@ impl Default for ClientBuilder {
             trust: Trust::user(),
             client_id: "bus-client".to_owned(),
             request_timeout: Duration::from_secs(30),
+            metadata_interval: Duration::from_secs(30),
             transport: Options::default(),
         }
     }
@@ -193,6 +207,12 @@ impl ClientBuilder {
         self
     }
 
+    /// How often producers and readers look for new partitions of their topics. Default: 30 s.
+    pub fn metadata_interval(mut self, interval: Duration) -> Self {
+        self.metadata_interval = interval;
+        self
+    }
+
     /// The transport's limits.
     pub fn transport(mut self, options: Options) -> Self {
         self.transport = options;
@@ -205,7 +225,8 @@ impl ClientBuilder {
         self
     }
 
-    /// Connects to the first of the servers that answers. The error is that of the last where none does.
+    /// Connects to the first of the servers that answers; the next is asked as soon as one has failed, or has not
+    /// answered for 200 ms. The error is one of theirs where none does.
     /// Runs within a tokio runtime, which the client then stays with.
     pub async fn connect(self) -> Result<Client, Error> {
         self.transport.validate().map_err(|error| Error::Invalid(error.to_string()))?;
@@ -220,12 +241,16 @@ impl ClientBuilder {
             servers,
             client_id: self.client_id,
             request_timeout: self.request_timeout,
+            metadata_interval: self.metadata_interval.max(Duration::from_millis(1)),
             clock: self.clock,
             pool: Pool::new(endpoint),
             metadata: Metadata::default(),
         };
         let client = Client { shared: Arc::new(shared) };
         client.any_broker().await?;
+        // So that it can go on when the server that it was given is gone. Where that fails, it is asked again when the
+        // first request is.
+        let _ = tokio::time::timeout(WELCOME, client.read(Request::Cluster)).await;
         Ok(client)
     }
 }

@@ -86,6 +86,20 @@ pub enum Error {
         /// The partition.
         partition: PartitionId,
     },
+    /// The partition's leader does not have what the producer had sent before, though it was acknowledged (or has
+    /// forgotten the producer half-way): its records were lost, by an unclean election or with a disk. This record was
+    /// not stored; those that were sent after it are sent anew.
+    #[error(
+        "not stored: {topic}-{partition} does not continue where this producer stopped ({message}): records that it had taken are gone, check it, and send this one again"
+    )]
+    SequenceLost {
+        /// The topic.
+        topic: TopicName,
+        /// The partition.
+        partition: PartitionId,
+        /// What the broker said.
+        message: String,
+    },
     /// The offset asked for is not there.
     #[error("offset {offset} of {topic}-{partition} is out of range: the log holds {start} to {end}")]
     OffsetOutOfRange {
@@ -113,7 +127,10 @@ impl Error {
     pub fn is_retriable(&self) -> bool {
         match self {
             Self::Refused(refusal) => refusal.code.is_retriable(),
-            Self::Transport(error) => error.is_retriable(),
+            // A connection that this side gave up; see `Client::close` for a client that is closed.
+            Self::Transport(error) => {
+                error.is_retriable() || matches!(**error, bus_transport::Error::LocallyClosed)
+            }
             Self::NoAnswer { .. }
             | Self::NotAcknowledged { .. }
             | Self::NotSent { .. }
@@ -130,6 +147,7 @@ impl Error {
             Self::RecordRefused { .. } | Self::RefusedWithBatch { .. } => Some(ErrorCode::RecordRefused),
             Self::RecordTooLarge { .. } => Some(ErrorCode::MessageTooLarge),
             Self::OffsetOutOfRange { .. } => Some(ErrorCode::OffsetOutOfRange),
+            Self::SequenceLost { .. } => Some(ErrorCode::OutOfOrderSequence),
             Self::UnknownPartition { .. } => Some(ErrorCode::UnknownPartition),
             _ => None,
         }

@@ -1,11 +1,17 @@
 //! The client of `bus`: a producer, a reader, administration.
 //!
 //! ```text
-//!   Client (cheap clone) -- Admin      topics, functions, offsets: a stream a request
+//!   Client (cheap clone) -- Admin      topics, brokers, functions, offsets: a stream a request
 //!     |                  -- Producer   a batch in the making and a produce stream a partition
 //!     |                  -- Reader     a fetch stream a partition, under credit
-//!   Pool: one connection a broker      Metadata: who leads what, asked again when it proves wrong
+//!   Pool: one connection a broker      Metadata: who leads what, asked again when it proves wrong, or when
+//!                                      a leader that owes something is silent for 300 ms
 //! ```
+//!
+//! A client holds on to no broker. It asks whichever answers, and follows a partition to its next leader: what a
+//! producer had under way is sent again there, under the same sequence numbers, so that it is stored once and in order;
+//! a reader goes on at the offset where it was. Both give up only after the producer's delivery timeout, or when a
+//! partition was out of a reader's reach for two minutes.
 //!
 //! ```no_run
 //! # async fn example() -> Result<(), bus_client::Error> {
@@ -25,13 +31,14 @@
 //! # }
 //! ```
 //!
-//! It has no consumer groups and no transactions yet, and its producer is not idempotent: a batch whose
-//! acknowledgement was lost is sent again and may be stored twice.
+//! It has no consumer groups and no transactions yet. A producer is idempotent as long as it lives: what a program sends
+//! again after a restart, or after an error, is another record.
 
 mod admin;
 mod backoff;
 mod client;
 mod error;
+mod leader;
 mod metadata;
 mod pool;
 mod producer;
@@ -39,7 +46,7 @@ mod reader;
 mod record;
 mod request;
 
-pub use admin::Admin;
+pub use admin::{Admin, FunctionLog};
 pub use bus_protocol::batch::{Compression, Header, RecordBatch};
 pub use bus_protocol::fetch::Isolation;
 pub use bus_protocol::produce::Acks;

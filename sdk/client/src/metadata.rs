@@ -1,24 +1,55 @@
 //! Where topics stand, as last heard.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
-use bus_protocol::request::{ClusterInfo, Position, Request, Response, TopicInfo};
-use bus_protocol::{ErrorCode, NodeId, Offset, PartitionId, TopicName};
+use bus_protocol::request::{BrokerInfo, ClusterInfo, Request, Response, TopicInfo};
+use bus_protocol::{ErrorCode, NodeId, TopicName};
 use bytes::Bytes;
 use tokio::time::Instant;
 
 use crate::backoff::Backoff;
+use crate::request::exchange;
 use crate::{Client, Error};
 
-/// The metadata that this client has asked for: the topics it uses, and the brokers.
+/// The metadata that this client has asked for: the topics it uses, and the brokers. Brokers learn of changes one
+/// after the other, and any of them is asked: what is older than what is known already changes nothing.
 #[derive(Default)]
 pub(crate) struct Metadata(Mutex<Known>);
 
 #[derive(Default)]
 struct Known {
-    topics: HashMap<TopicName, Arc<TopicInfo>>,
-    brokers: HashMap<NodeId, String>,
+    topics: HashMap<TopicName, Arc<Topic>>,
+    /// All that were ever heard of.
+    brokers: HashMap<NodeId, BrokerInfo>,
+}
+
+/// What is known of one topic.
+#[derive(Default)]
+struct Topic {
+    heard: Mutex<Option<Heard>>,
+    /// Held while a broker is asked: who waits for it takes the answer, too.
+    asking: tokio::sync::Mutex<()>,
+}
+
+#[derive(Clone)]
+struct Heard {
+    info: Arc<TopicInfo>,
+    /// When it was asked for.
+    asked: Instant,
+}
+
+impl Topic {
+    fn heard(&self) -> MutexGuard<'_, Option<Heard>> {
+        self.heard.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What was asked for at `since` or later.
+    fn heard_since(&self, since: Option<Instant>) -> Option<Arc<TopicInfo>> {
+        let heard = self.heard().clone()?;
+        since.is_none_or(|since| heard.asked >= since).then_some(heard.info)
+    }
 }
 
 impl Metadata {
@@ -26,145 +57,196 @@ impl Metadata {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The addresses of all brokers.
+    /// The addresses of all brokers, those that are fenced last.
     pub(crate) fn brokers(&self) -> Vec<String> {
-        self.known().brokers.values().cloned().collect()
+        let known = self.known();
+        let mut brokers: Vec<_> = known.brokers.values().collect();
+        brokers.sort_by_key(|broker| broker.fenced);
+        brokers.into_iter().map(|broker| broker.address.clone()).collect()
     }
 
     /// The address of a broker.
     pub(crate) fn broker(&self, node: NodeId) -> Option<String> {
-        self.known().brokers.get(&node).cloned()
+        self.known().brokers.get(&node).map(|broker| broker.address.clone())
     }
 
-    fn learn_brokers(&self, cluster: ClusterInfo) {
-        let brokers = cluster.brokers.into_iter();
-        self.known().brokers =
-            brokers.filter(|broker| !broker.fenced).map(|broker| (broker.node, broker.address)).collect();
+    fn topic(&self, topic: &TopicName) -> Arc<Topic> {
+        self.known().topics.entry(topic.clone()).or_default().clone()
     }
 }
 
+/// The newer of both, partition by partition.
+fn newer(old: &TopicInfo, mut new: TopicInfo) -> TopicInfo {
+    // A topic's id is where it was created in the metadata log: a topic of the same name that was created later has a
+    // higher one.
+    if old.id > new.id {
+        return old.clone();
+    }
+    if old.id == new.id {
+        for (new, old) in new.partitions.iter_mut().zip(&old.partitions) {
+            if old.epoch > new.epoch {
+                new.clone_from(old);
+            }
+        }
+        let known = new.partitions.len().min(old.partitions.len());
+        new.partitions.extend_from_slice(&old.partitions[known..]);
+    }
+    new
+}
+
 impl Client {
+    /// Takes over what a broker says of the others.
+    pub(crate) fn learn_brokers(&self, cluster: &ClusterInfo) {
+        let mut moved = false;
+        {
+            let mut known = self.metadata().known();
+            for broker in &cluster.brokers {
+                let old = known.brokers.get(&broker.node);
+                if old.is_some_and(|old| old.epoch > broker.epoch) {
+                    continue;
+                }
+                moved |= old.is_some_and(|old| old.address != broker.address);
+                known.brokers.insert(broker.node, broker.clone());
+            }
+        }
+        if moved {
+            self.pool().retain(&self.addresses());
+        }
+    }
+
     /// A topic, as last heard, or asked for now.
     pub(crate) async fn topic(&self, topic: &TopicName) -> Result<Arc<TopicInfo>, Error> {
-        let known = self.metadata().known().topics.get(topic).cloned();
-        match known {
+        match self.known_topic(topic) {
             Some(info) => Ok(info),
             None => self.refresh(topic).await,
         }
     }
 
-    /// A topic, asked for now, and who the brokers are.
+    /// A topic, as last heard.
+    pub(crate) fn known_topic(&self, topic: &TopicName) -> Option<Arc<TopicInfo>> {
+        self.metadata().known().topics.get(topic)?.heard_since(None)
+    }
+
+    /// A topic, asked for now, again until the request timeout where no broker can answer.
     pub(crate) async fn refresh(&self, topic: &TopicName) -> Result<Arc<TopicInfo>, Error> {
-        match self.read(Request::Cluster).await? {
-            Response::Cluster(cluster) => self.metadata().learn_brokers(cluster),
-            _ => return Err(Error::Protocol("no cluster where one was asked for".to_owned())),
+        let after = self.request_timeout();
+        let start = Instant::now();
+        let mut backoff = Backoff::default();
+        let mut last = Error::NoAnswer { request: "the request for topics", after };
+        loop {
+            match tokio::time::timeout_at(start + after, self.refresh_since(topic, start)).await {
+                Ok(Err(error)) if error.is_retriable() => last = error,
+                Ok(result) => return result,
+                Err(_) => return Err(last),
+            }
+            let wait = backoff.next();
+            if start.elapsed() + wait >= after {
+                return Err(last);
+            }
+            tokio::time::sleep(wait).await;
         }
-        let answer = self.read(Request::Topics { topics: Some(vec![topic.clone()]) }).await;
-        let info = match answer {
-            Ok(Response::Topics(topics)) => topics.into_iter().find(|info| info.topic == *topic),
-            Ok(_) => None,
+    }
+
+    /// A topic as it was no longer than `age` ago, asked for once; by one of those who want to know, for all of them.
+    pub(crate) async fn refresh_within(
+        &self,
+        topic: &TopicName,
+        age: Duration,
+    ) -> Result<Arc<TopicInfo>, Error> {
+        let now = Instant::now();
+        self.refresh_since(topic, now.checked_sub(age).unwrap_or(now)).await
+    }
+
+    async fn refresh_since(&self, name: &TopicName, since: Instant) -> Result<Arc<TopicInfo>, Error> {
+        let topic = self.metadata().topic(name);
+        if let Some(info) = topic.heard_since(Some(since)) {
+            return Ok(info);
+        }
+        let _asking = topic.asking.lock().await;
+        if let Some(info) = topic.heard_since(Some(since)) {
+            return Ok(info);
+        }
+        let asked = Instant::now();
+        let answer = self.first(self.addresses(), |client, address| ask(client, address, name.clone())).await;
+        let (cluster, info) = match answer {
+            Ok(answer) => answer,
             Err(error) => {
-                self.forget_topic(topic);
+                if error.code() == Some(ErrorCode::UnknownTopic) {
+                    self.metadata().known().topics.remove(name);
+                }
                 return Err(error);
             }
         };
-        let info = Arc::new(info.ok_or_else(|| Error::Protocol(format!("topic {topic} is not in it")))?);
-        self.metadata().known().topics.insert(topic.clone(), info.clone());
+        self.learn_brokers(&cluster);
+        let mut heard = topic.heard();
+        let info = Arc::new(match &*heard {
+            Some(old) => newer(&old.info, info),
+            None => info,
+        });
+        *heard = Some(Heard { info: info.clone(), asked });
         Ok(info)
     }
 
     /// Asks again when the topic is needed next.
     pub(crate) fn forget_topic(&self, topic: &TopicName) {
-        self.metadata().known().topics.remove(topic);
-    }
-
-    /// The address of a partition's leader.
-    pub(crate) async fn leader(&self, topic: &TopicName, partition: PartitionId) -> Result<String, Error> {
-        let info = self.topic(topic).await?;
-        let state = info.partitions.get(partition as usize).ok_or_else(|| Error::UnknownPartition {
-            topic: topic.clone(),
-            partition,
-            partitions: u32::try_from(info.partitions.len()).unwrap_or(u32::MAX),
-        })?;
-        match state.leader.and_then(|leader| self.metadata().broker(leader)) {
-            Some(address) => Ok(address),
-            None => {
-                self.forget_topic(topic);
-                Err(Error::NoLeader { topic: topic.clone(), partition })
-            }
+        if let Some(topic) = self.metadata().known().topics.get(topic) {
+            *topic.heard() = None;
         }
-    }
-
-    /// The leaders of a topic's partitions, as far as there are any: their addresses, and what each leads.
-    pub(crate) async fn leaders(
-        &self,
-        topic: &TopicName,
-    ) -> Result<BTreeMap<String, Vec<PartitionId>>, Error> {
-        let info = self.refresh(topic).await?;
-        let mut leaders: BTreeMap<String, Vec<PartitionId>> = BTreeMap::new();
-        for (partition, state) in (0..).zip(&info.partitions) {
-            if let Some(address) = state.leader.and_then(|leader| self.metadata().broker(leader)) {
-                leaders.entry(address).or_default().push(partition);
-            }
-        }
-        Ok(leaders)
-    }
-
-    /// The offset at a position for each partition, in the order given; asks the leaders, and again where one has
-    /// moved, until the request timeout.
-    pub(crate) async fn list_offsets(
-        &self,
-        topic: &TopicName,
-        partitions: &[PartitionId],
-        position: Position,
-    ) -> Result<Vec<(PartitionId, Offset)>, Error> {
-        let deadline = Instant::now() + self.request_timeout();
-        let mut backoff = Backoff::default();
-        loop {
-            match self.list_offsets_once(topic, partitions, position).await {
-                Err(error) if error.is_retriable() && Instant::now() < deadline => {
-                    tracing::debug!(%topic, %error, "offsets are asked for again");
-                    self.forget_topic(topic);
-                    tokio::time::sleep(backoff.next()).await;
-                }
-                result => return result,
-            }
-        }
-    }
-
-    async fn list_offsets_once(
-        &self,
-        topic: &TopicName,
-        partitions: &[PartitionId],
-        position: Position,
-    ) -> Result<Vec<(PartitionId, Offset)>, Error> {
-        let mut by_leader: BTreeMap<String, Vec<PartitionId>> = BTreeMap::new();
-        for &partition in partitions {
-            by_leader.entry(self.leader(topic, partition).await?).or_default().push(partition);
-        }
-        let mut offsets = HashMap::new();
-        for (address, partitions) in by_leader {
-            let request = Request::ListOffsets { topic: topic.clone(), partitions, position };
-            match self.ask(&address, &request, Bytes::new()).await? {
-                Response::Offsets(theirs) => offsets.extend(theirs),
-                _ => return Err(Error::Protocol("no offsets where some were asked for".to_owned())),
-            }
-        }
-        let offset = |&partition| offsets.get(&partition).map(|&offset| (partition, offset));
-        partitions
-            .iter()
-            .map(|partition| {
-                offset(partition)
-                    .ok_or_else(|| Error::Protocol(format!("partition {topic}-{partition} is not in it")))
-            })
-            .collect()
     }
 }
 
-/// Whether an error says that what is known of the topic is out of date.
-pub(crate) fn is_stale(error: &Error) -> bool {
-    match error.code() {
-        Some(code) => matches!(code, ErrorCode::NotLeader | ErrorCode::FencedEpoch | ErrorCode::ShuttingDown),
-        None => matches!(error, Error::Transport(_) | Error::NoLeader { .. } | Error::NoAnswer { .. }),
+/// Asks one broker for a topic, and for the brokers, at once.
+async fn ask(client: Client, address: String, topic: TopicName) -> Result<(ClusterInfo, TopicInfo), Error> {
+    let connection = client.pool().get(&address).await?;
+    let request = Request::Topics { topics: Some(vec![topic.clone()]) };
+    let (cluster, topics) = tokio::try_join!(
+        exchange(&connection, &Request::Cluster, Bytes::new()),
+        exchange(&connection, &request, Bytes::new()),
+    )?;
+    let (Response::Cluster(cluster), Response::Topics(topics)) = (cluster, topics) else {
+        return Err(Error::Protocol("no cluster and no topics where both were asked for".to_owned()));
+    };
+    let info = topics.into_iter().find(|info| info.topic == topic);
+    Ok((cluster, info.ok_or_else(|| Error::Protocol(format!("topic {topic} is not in it")))?))
+}
+
+#[cfg(test)]
+mod tests {
+    use bus_protocol::TopicId;
+    use bus_protocol::request::PartitionState;
+
+    use super::*;
+
+    fn topic(id: u64, partitions: &[(Option<NodeId>, i32)]) -> TopicInfo {
+        let partition = |&(leader, epoch)| PartitionState {
+            leader,
+            epoch,
+            replicas: vec![1, 2],
+            isr: vec![1, 2],
+            target: None,
+        };
+        TopicInfo {
+            topic: TopicName::new("t").unwrap(),
+            id: TopicId(id),
+            config: [].into(),
+            functions: vec![],
+            partitions: partitions.iter().map(partition).collect(),
+        }
+    }
+
+    #[test]
+    fn a_broker_that_lags_takes_nothing_back() {
+        let known = topic(7, &[(Some(1), 3), (Some(2), 5)]);
+        let heard = newer(&known, topic(7, &[(Some(2), 4)]));
+        assert_eq!(heard, topic(7, &[(Some(2), 4), (Some(2), 5)]));
+        let heard = newer(&known, topic(7, &[(None, 2), (None, 6), (Some(1), 0)]));
+        assert_eq!(heard, topic(7, &[(Some(1), 3), (None, 6), (Some(1), 0)]));
+    }
+
+    #[test]
+    fn a_topic_that_was_created_anew_has_nothing_of_the_old_one() {
+        let known = topic(7, &[(Some(1), 3), (Some(2), 5)]);
+        assert_eq!(newer(&known, topic(9, &[(Some(2), 0)])), topic(9, &[(Some(2), 0)]));
+        assert_eq!(newer(&known, topic(5, &[(Some(2), 9)])), known);
     }
 }

@@ -1,63 +1,189 @@
-//! One connection to each broker, made when it is needed.
+//! One connection to each broker, made when it is needed, and made anew when it carries nothing any more.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
+use bus_protocol::request::Request;
 use bus_transport::{Close, Connection, Endpoint};
-use tokio::time::Instant;
+use bytes::Bytes;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use crate::Error;
 use crate::backoff::Backoff;
+use crate::request::exchange;
+
+/// After so long without an answer a handshake is begun once more beside the first. QUIC itself repeats a lost first
+/// packet ever more seldom, so that a broker that comes back would be found late.
+const AGAIN: Duration = Duration::from_secs(1);
+/// How long a connection that is in doubt may take for an answer, and a new one to come about.
+const PROOF: Duration = Duration::from_millis(500);
+/// A connection that was found good, or that cannot be replaced, is left alone for so long.
+const CHECKED: Duration = Duration::from_millis(900);
+
+/// See [`Pool::rank`].
+const SUSPECT: u8 = 2;
 
 /// The connections of a client, by the brokers' addresses: as many as the cluster has brokers.
 pub(crate) struct Pool {
     endpoint: Endpoint,
     slots: Mutex<HashMap<String, Arc<Slot>>>,
+    closed: AtomicBool,
 }
 
 #[derive(Default)]
-struct Slot(tokio::sync::Mutex<Link>);
+struct Slot {
+    /// Locked while the connection is made, or checked.
+    link: tokio::sync::Mutex<Link>,
+    connection: Mutex<Option<Connection>>,
+    /// It did not answer when it was asked last.
+    suspect: AtomicBool,
+}
 
 #[derive(Default)]
 struct Link {
-    connection: Option<Connection>,
     backoff: Backoff,
     /// No attempt before this.
     not_before: Option<Instant>,
+    checked: Option<Instant>,
+}
+
+impl Slot {
+    fn current(&self) -> MutexGuard<'_, Option<Connection>> {
+        self.connection.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn live(&self) -> Option<Connection> {
+        self.current().as_ref().filter(|connection| !connection.is_closed()).cloned()
+    }
 }
 
 impl Pool {
     pub(crate) fn new(endpoint: Endpoint) -> Self {
-        Self { endpoint, slots: Mutex::default() }
+        Self { endpoint, slots: Mutex::default(), closed: AtomicBool::new(false) }
+    }
+
+    fn slots(&self) -> MutexGuard<'_, HashMap<String, Arc<Slot>>> {
+        self.slots.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn slot(&self, address: &str) -> Arc<Slot> {
+        let mut slots = self.slots();
+        match slots.get(address) {
+            Some(slot) => slot.clone(),
+            None => slots.entry(address.to_owned()).or_default().clone(),
+        }
     }
 
     /// The connection to the broker at `address`. One attempt at a time, after the back-off of those that failed.
     pub(crate) async fn get(&self, address: &str) -> Result<Connection, Error> {
-        let slot = {
-            let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
-            match slots.get(address) {
-                Some(slot) => slot.clone(),
-                None => slots.entry(address.to_owned()).or_default().clone(),
-            }
-        };
-        let mut link = slot.0.lock().await;
-        if let Some(connection) = link.connection.as_ref().filter(|connection| !connection.is_closed()) {
-            return Ok(connection.clone());
+        let slot = self.slot(address);
+        if let Some(connection) = slot.live() {
+            return Ok(connection);
         }
-        link.connection = None;
+        let mut link = slot.link.lock().await;
+        if let Some(connection) = slot.live() {
+            return Ok(connection);
+        }
+        if self.closed.load(Ordering::Acquire) {
+            return Err(Error::Closed("client"));
+        }
         if let Some(not_before) = link.not_before.take() {
-            tokio::time::sleep_until(not_before).await;
+            sleep_until(not_before).await;
         }
         // Also when this attempt is cancelled half-way: the next one waits.
         link.not_before = Some(Instant::now() + link.backoff.next());
-        let connection = self.endpoint.connect(address).await?;
+        let made = self.connect(address).await;
+        slot.suspect.store(made.is_err(), Ordering::Relaxed);
+        let connection = made?;
         link.backoff.reset();
         link.not_before = None;
-        link.connection = Some(connection.clone());
+        *slot.current() = Some(connection.clone());
         Ok(connection)
     }
 
+    async fn connect(&self, address: &str) -> Result<Connection, Error> {
+        // As many attempts as the timeout of the first has seconds.
+        let mut attempts = JoinSet::new();
+        loop {
+            let (endpoint, address) = (self.endpoint.clone(), address.to_owned());
+            attempts.spawn(async move { endpoint.connect(&address).await });
+            tokio::select! {
+                Some(made) = attempts.join_next() => {
+                    let lost = |error: tokio::task::JoinError| bus_transport::Error::Lost(error.to_string());
+                    return Ok(made.map_err(lost)??);
+                }
+                () = sleep(AGAIN) => {}
+            }
+        }
+    }
+
+    /// Finds out whether the connection to `address`, if there is one, still carries anything. One that does not, while
+    /// a new one can be made, is closed and replaced: its broker has restarted, or the way to it has changed, and QUIC
+    /// itself would notice only after the idle timeout. Takes about a second at most.
+    pub(crate) async fn check(&self, address: &str) {
+        let slot = self.slot(address);
+        // Locked: somebody else is at it.
+        let (Some(connection), Ok(mut link)) = (slot.live(), slot.link.try_lock()) else { return };
+        if link.checked.is_some_and(|checked| checked.elapsed() < CHECKED) {
+            return;
+        }
+        let heard = connection.stats().received_bytes;
+        let answer = timeout(PROOF, exchange(&connection, &Request::Cluster, Bytes::new())).await;
+        slot.suspect.store(answer.is_err(), Ordering::Relaxed);
+        if answer.is_err()
+            && connection.stats().received_bytes == heard
+            && let Ok(Ok(fresh)) = timeout(PROOF, self.endpoint.connect(address)).await
+        {
+            tracing::debug!(address, "the connection carries nothing any more, and a new one does");
+            *slot.current() = Some(fresh);
+            slot.suspect.store(false, Ordering::Relaxed);
+            connection.close(Close::Done);
+        }
+        link.checked = Some(Instant::now());
+    }
+
+    /// Gives up a connection whose peer is silent, and with it all that is under way on it.
+    pub(crate) fn abandon(&self, address: &str, connection: &Connection) {
+        self.slot(address).suspect.store(true, Ordering::Relaxed);
+        connection.close(Close::Done);
+    }
+
+    /// Notes whether the broker at `address` answered when it was asked.
+    pub(crate) fn note(&self, address: &str, answered: bool) {
+        if let Some(slot) = self.slots().get(address) {
+            slot.suspect.store(!answered, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether the broker at `address` did not answer when it was asked last.
+    pub(crate) fn is_suspect(&self, address: &str) -> bool {
+        self.rank(address) == SUSPECT
+    }
+
+    /// Whom to ask first: 0 those that are connected, 1 those that are not, 2 those that did not answer last time.
+    pub(crate) fn rank(&self, address: &str) -> u8 {
+        match self.slots().get(address) {
+            Some(slot) if slot.suspect.load(Ordering::Relaxed) => SUSPECT,
+            Some(slot) if slot.live().is_some() => 0,
+            _ => 1,
+        }
+    }
+
+    /// Forgets the brokers at other addresses than these.
+    pub(crate) fn retain(&self, addresses: &[String]) {
+        self.slots().retain(|address, _| addresses.contains(address));
+    }
+
+    /// Moves to another UDP socket; see [`crate::Client::rebind`].
+    pub(crate) fn rebind(&self) -> Result<(), Error> {
+        Ok(self.endpoint.rebind()?)
+    }
+
     pub(crate) fn close(&self) {
+        self.closed.store(true, Ordering::Release);
         self.endpoint.close(Close::Done);
     }
 }

@@ -1,15 +1,23 @@
-//! Requests: one stream each, one answer each.
+//! Requests: one stream each, one answer each, of whichever broker can.
 
-use std::sync::Arc;
+use std::time::Duration;
 
 use bus_protocol::request::{Answer, Request, Response};
 use bus_protocol::{ErrorCode, StreamKind};
 use bus_transport::Connection;
 use bytes::Bytes;
-use tokio::time::{Instant, timeout_at};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 
 use crate::backoff::Backoff;
 use crate::{Client, Error};
+
+/// The head start of each broker that is asked over the next.
+const HEDGE: Duration = Duration::from_millis(200);
+/// How long is waited for brokers that may know better, once one has said that it knows no such topic.
+const DOUBT: Duration = Duration::from_millis(500);
+/// How often it is looked whether the broker that owes an answer can be reached still.
+const CHECK: Duration = Duration::from_secs(1);
 
 /// The request's name, for errors.
 fn name(request: &Request) -> &'static str {
@@ -27,12 +35,29 @@ fn name(request: &Request) -> &'static str {
         Request::DeleteFunction { .. } => "the deletion of the function",
         Request::CommitOffsets { .. } => "the commit of offsets",
         Request::CommittedOffsets { .. } => "the request for committed offsets",
+        Request::InitProducer => "the request for a producer id",
+        Request::DrainBroker { .. } => "the change of the broker",
+        Request::Reassign { .. } => "the reassignment",
+        Request::Rebalance { .. } => "the rebalance",
         _ => "the request",
     }
 }
 
+/// Whether a change that may have been carried out may be asked for again: once or twice makes no difference.
+fn is_repeatable(request: &Request) -> bool {
+    match request {
+        Request::CommitOffsets { .. } | Request::DrainBroker { .. } | Request::Reassign { .. } => true,
+        Request::CreateTopic(topic) => topic.if_not_exists,
+        _ => false,
+    }
+}
+
 /// Asks on a stream of its own.
-async fn exchange(connection: &Connection, request: &Request, payload: Bytes) -> Result<Response, Error> {
+pub(crate) async fn exchange(
+    connection: &Connection,
+    request: &Request,
+    payload: Bytes,
+) -> Result<Response, Error> {
     let (mut send, mut recv) = connection.open(StreamKind::Request).await?;
     let payload = if payload.is_empty() { vec![] } else { vec![payload] };
     // A broker that refuses may stop reading before it has the payload: then its answer says why.
@@ -56,88 +81,201 @@ fn is_refused_for_now(error: &Error) -> bool {
     )
 }
 
+/// Whether a broker says that it does not know what is asked about: another may have heard of it already.
+fn is_doubtful(error: &Error) -> bool {
+    matches!(
+        error.code(),
+        Some(ErrorCode::UnknownTopic | ErrorCode::UnknownPartition | ErrorCode::UnknownFunction)
+    )
+}
+
+/// Whether another broker may answer where this one could not.
+fn is_of_one_broker(error: &Error) -> bool {
+    match error {
+        Error::Closed(_) => false,
+        Error::Refused(_) => error.is_retriable() || is_doubtful(error),
+        _ => true,
+    }
+}
+
 impl Client {
-    /// Asks one broker, once, under the request timeout.
-    pub(crate) async fn ask(
+    /// Asks one broker after the other, each with a head start of 200 ms over the next, or until it has failed; the
+    /// first answer wins. What a broker refuses for good is not asked of another, unless that it knows no such thing.
+    /// Takes as long as the last of them: to be called under a timeout.
+    pub(crate) async fn first<T, F>(
+        &self,
+        addresses: Vec<String>,
+        ask: impl Fn(Client, String) -> F,
+    ) -> Result<T, Error>
+    where
+        T: Send + 'static,
+        F: Future<Output = Result<T, Error>> + Send + 'static,
+    {
+        let mut rest = addresses.into_iter();
+        let mut asked = JoinSet::new();
+        let mut newest = None;
+        let mut last = None;
+        loop {
+            if let Some(address) = rest.next() {
+                newest = Some(address.clone());
+                let asking = ask(self.clone(), address.clone());
+                asked.spawn(async move { (address, asking.await) });
+            }
+            let all_are_asked = rest.len() == 0;
+            let wait = match &last {
+                Some(error) if all_are_asked && is_doubtful(error) => DOUBT,
+                _ if all_are_asked => Duration::MAX,
+                _ => HEDGE,
+            };
+            match timeout(wait, asked.join_next()).await {
+                Ok(Some(Ok((address, Ok(value))))) => {
+                    self.pool().note(&address, true);
+                    return Ok(value);
+                }
+                Ok(Some(Ok((_, Err(error))))) if !is_of_one_broker(&error) => return Err(error),
+                // What a broker said tells more than that another one is out of reach.
+                Ok(Some(Ok((_, Err(error))))) if last.is_none() || error.code().is_some() => {
+                    last = Some(error);
+                }
+                Ok(Some(_)) => {}
+                Ok(None) if all_are_asked => return Err(last.unwrap_or_else(no_server)),
+                Ok(None) => {}
+                Err(_) if all_are_asked => return Err(last.unwrap_or_else(no_server)),
+                Err(_) => {
+                    if let Some(newest) = newest.take() {
+                        self.pool().note(&newest, false);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Asks what changes nothing (or may be done twice): of any broker, again where one cannot answer, until the
+    /// request timeout.
+    pub(crate) async fn read(&self, request: Request) -> Result<Response, Error> {
+        let after = self.request_timeout();
+        let deadline = Instant::now() + after;
+        let unanswered = Error::NoAnswer { request: name(&request), after };
+        let mut backoff = Backoff::default();
+        let mut last = None;
+        loop {
+            let asked = self.first(self.addresses(), |client, address| {
+                let request = request.clone();
+                async move {
+                    let connection = client.pool().get(&address).await?;
+                    exchange(&connection, &request, Bytes::new()).await
+                }
+            });
+            let error = match timeout_at(deadline, asked).await {
+                Ok(Ok(response)) => {
+                    if let Response::Cluster(cluster) = &response {
+                        self.learn_brokers(cluster);
+                    }
+                    return Ok(response);
+                }
+                Ok(Err(error)) => error,
+                Err(_) => return Err(last.unwrap_or(unanswered)),
+            };
+            let wake = Instant::now() + backoff.next();
+            if !error.is_retriable() || wake >= deadline {
+                return Err(error);
+            }
+            tracing::debug!(request = name(&request), %error, "it is asked again");
+            last = Some(error);
+            sleep_until(wake).await;
+        }
+    }
+
+    /// Asks for a change, of a broker that answers: again only where it was certainly not carried out, or where twice
+    /// is as good as once.
+    pub(crate) async fn change(&self, request: Request, payload: Bytes) -> Result<Response, Error> {
+        let after = self.request_timeout();
+        let start = Instant::now();
+        let deadline = start + after;
+        let unanswered = Error::NoAnswer { request: name(&request), after };
+        let mut backoff = Backoff::default();
+        let mut hint: Option<String> = None;
+        loop {
+            let mut addresses = self.addresses();
+            let hinted = hint.take();
+            if let Some(first) = &hinted {
+                addresses.retain(|address| address != first);
+                addresses.insert(0, first.clone());
+            }
+            let error = match timeout_at(deadline, self.reach(addresses)).await {
+                Err(_) => return Err(unanswered),
+                // Not sent: safe to try again.
+                Ok(Err(error)) => error,
+                Ok(Ok((address, connection))) => {
+                    let asked = self.asked(&address, &connection, &request, payload.clone());
+                    let Ok(answer) = timeout_at(deadline, asked).await else { return Err(unanswered) };
+                    match answer {
+                        Ok(response) => return Ok(response),
+                        Err(error) if is_refused_for_now(&error) => {
+                            if let Error::Refused(refusal) = &error {
+                                hint = refusal.leader.and_then(|leader| self.metadata().broker(leader));
+                            }
+                            error
+                        }
+                        Err(error) if is_repeatable(&request) && error.is_retriable() => error,
+                        // The connection proved dead behind the request's back.
+                        Err(Error::Transport(error))
+                            if matches!(*error, bus_transport::Error::LocallyClosed) =>
+                        {
+                            return Err(Error::NoAnswer { request: name(&request), after: start.elapsed() });
+                        }
+                        Err(error) => return Err(error),
+                    }
+                }
+            };
+            tracing::debug!(request = name(&request), %error, "it is asked again");
+            let wake = Instant::now() + backoff.next();
+            if !error.is_retriable() || wake >= deadline {
+                return Err(error);
+            }
+            // The first hint is followed at once.
+            if hint.is_none() || hinted.is_some() {
+                sleep_until(wake).await;
+            }
+        }
+    }
+
+    /// A broker that answers now, and the connection to it.
+    async fn reach(&self, addresses: Vec<String>) -> Result<(String, Connection), Error> {
+        let (address, connection, response) = self
+            .first(addresses, |client, address| async move {
+                let connection = client.pool().get(&address).await?;
+                let response = exchange(&connection, &Request::Cluster, Bytes::new()).await?;
+                Ok((address, connection, response))
+            })
+            .await?;
+        if let Response::Cluster(cluster) = response {
+            self.learn_brokers(&cluster);
+        }
+        Ok((address, connection))
+    }
+
+    /// Asks one broker, and looks meanwhile whether it is there still; where it is not, the answer is an error.
+    pub(crate) async fn asked(
         &self,
         address: &str,
+        connection: &Connection,
         request: &Request,
         payload: Bytes,
     ) -> Result<Response, Error> {
-        let after = self.request_timeout();
-        let asked = async {
-            let connection = self.pool().get(address).await?;
-            exchange(&connection, request, payload).await
+        let checks = async {
+            loop {
+                sleep(CHECK).await;
+                self.pool().check(address).await;
+            }
         };
-        match tokio::time::timeout(after, asked).await {
-            Ok(result) => result,
-            Err(_) => Err(Error::NoAnswer { request: name(request), after }),
+        tokio::select! {
+            answer = exchange(connection, request, payload) => answer,
+            () = checks => unreachable!("it is looked for ever"),
         }
     }
+}
 
-    /// Asks what changes nothing: of any broker, again where one cannot answer, until the request timeout.
-    pub(crate) async fn read(&self, request: Request) -> Result<Response, Error> {
-        self.persist(&request, &Bytes::new(), true).await
-    }
-
-    /// Asks for a change: again only where it was certainly not carried out.
-    pub(crate) async fn change(&self, request: Request, payload: Bytes) -> Result<Response, Error> {
-        self.persist(&request, &payload, false).await
-    }
-
-    async fn persist(&self, request: &Request, payload: &Bytes, repeatable: bool) -> Result<Response, Error> {
-        let after = self.request_timeout();
-        let deadline = Instant::now() + after;
-        let unanswered = Error::NoAnswer { request: name(request), after };
-        let mut backoff = Backoff::default();
-        let mut last = None;
-        let mut first: Option<String> = None;
-        loop {
-            let mut addresses = self.addresses();
-            if let Some(first) = first.take() {
-                addresses.insert(0, first);
-            }
-            for address in addresses {
-                let Ok(connection) = timeout_at(deadline, self.pool().get(&address)).await else {
-                    return Err(last.unwrap_or(unanswered));
-                };
-                let connection = match connection {
-                    Ok(connection) => connection,
-                    // Not sent: safe to try elsewhere.
-                    Err(error) => {
-                        last = Some(error);
-                        continue;
-                    }
-                };
-                let Ok(answer) = timeout_at(deadline, exchange(&connection, request, payload.clone())).await
-                else {
-                    return Err(unanswered);
-                };
-                let error = match answer {
-                    Ok(response) => return Ok(response),
-                    Err(error) => error,
-                };
-                if !(is_refused_for_now(&error) || repeatable && error.is_retriable()) {
-                    return Err(error);
-                }
-                if let Error::Refused(refusal) = &error {
-                    first = refusal.leader.and_then(|leader| self.metadata().broker(leader));
-                }
-                last = Some(error);
-                if first.is_some() {
-                    break;
-                }
-            }
-            let error = last.get_or_insert_with(|| Error::Transport(Arc::new(bus_transport::Error::Silent)));
-            if !error.is_retriable() {
-                return Err(error.clone());
-            }
-            tracing::debug!(request = name(request), %error, "it is asked again");
-            let wake = Instant::now() + backoff.next();
-            if wake >= deadline {
-                return Err(last.unwrap_or(unanswered));
-            }
-            tokio::time::sleep_until(wake).await;
-        }
-    }
+fn no_server() -> Error {
+    Error::Invalid("no server is given: say HOST:PORT[,HOST:PORT]".to_owned())
 }

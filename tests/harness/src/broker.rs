@@ -1,21 +1,15 @@
-//! A broker in a process of its own.
+//! A single broker in a process of its own.
 
 use std::ffi::OsStr;
-use std::fs::{self, File};
-use std::io::{BufRead as _, BufReader};
+use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::mpsc;
-use std::thread;
-use std::time::Duration;
+use std::process::{Command, ExitStatus};
 
-use anyhow::{Context as _, bail};
+use anyhow::Context as _;
 use tempfile::TempDir;
 
-use crate::command::{BusCommand, signal, wait};
-
-/// How long a broker may take to start or to stop.
-const DEADLINE: Duration = Duration::from_secs(60);
+use crate::command::BusCommand;
+use crate::process::{Launch, Process};
 
 /// A broker's settings, before it runs.
 #[derive(Debug, Default)]
@@ -45,7 +39,7 @@ impl Builder {
             arguments: self.arguments,
             data,
             folder,
-            child: None,
+            process: None,
             address: String::new(),
             metrics: String::new(),
         };
@@ -59,8 +53,9 @@ impl Builder {
 pub struct BrokerProcess {
     arguments: Vec<String>,
     data: PathBuf,
+    /// Before the folder, so that it is gone when that is deleted.
+    process: Option<Process>,
     folder: TempDir,
-    child: Option<Child>,
     address: String,
     metrics: String,
 }
@@ -98,7 +93,7 @@ impl BrokerProcess {
 
     /// Its process id.
     pub fn id(&self) -> anyhow::Result<u32> {
-        Ok(self.child.as_ref().context("the broker does not run")?.id())
+        self.process.as_ref().context("the broker does not run")?.id()
     }
 
     /// What it wrote to stderr so far, over all its lives.
@@ -108,36 +103,24 @@ impl BrokerProcess {
 
     /// `bus ARGUMENTS` against this broker. In a binary that cannot be found the error comes with the run.
     pub fn bus<S: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = S>) -> BusCommand {
-        let mut command = Command::new(crate::binary().unwrap_or_else(|_| "bus".into()));
-        command.args(arguments);
-        self.client(command)
+        BusCommand::bus(arguments).against(&self.address, &self.trust())
     }
 
     /// A line of bash in which `bus` finds this broker without a flag.
     pub fn shell(&self, line: &str) -> BusCommand {
         let mut command = Command::new("bash");
         command.args(["-c", line]);
-        self.client(command)
-    }
-
-    fn client(&self, mut command: Command) -> BusCommand {
-        command.env("BUS_SERVER", &self.address).env("BUS_TRUST_DIR", self.trust());
-        BusCommand::new(command)
+        BusCommand::new(command).against(&self.address, &self.trust())
     }
 
     /// SIGKILL, as if its power went; waits until it is gone.
     pub fn kill(&mut self) -> anyhow::Result<()> {
-        let mut child = self.child.take().context("the broker does not run")?;
-        child.kill()?;
-        child.wait()?;
-        Ok(())
+        self.process.take().context("the broker does not run")?.kill()
     }
 
     /// SIGTERM; waits until it has stopped.
     pub fn terminate(&mut self) -> anyhow::Result<ExitStatus> {
-        let child = self.child.take().context("the broker does not run")?;
-        signal(child.id(), "TERM")?;
-        wait(child, DEADLINE).with_context(|| self.stderr())
+        self.process.take().context("the broker does not run")?.terminate()
     }
 
     /// Starts it again on the same data and address, after [`Self::kill`] or [`Self::terminate`].
@@ -151,47 +134,16 @@ impl BrokerProcess {
     }
 
     fn launch(&mut self, listen: &str) -> anyhow::Result<()> {
-        let stderr = File::options().create(true).append(true).open(self.folder.path().join("stderr"))?;
-        let mut child = Command::new(crate::binary()?)
-            .arg("start")
-            .args(["--listen", listen, "--http", "127.0.0.1:0", "--until-stdin-closes", "--data"])
-            .arg(&self.data)
-            .args(&self.arguments)
-            .env("BUS_TRUST_DIR", self.trust())
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(stderr)
-            .spawn()?;
-        let stdout = child.stdout.take().context("its stdout is missing")?;
-        self.child = Some(child);
-        let (ready, line) = mpsc::channel();
-        thread::spawn(move || {
-            let mut lines = BufReader::new(stdout).lines();
-            let first = lines.next().and_then(Result::ok).unwrap_or_default();
-            // Read on: a full pipe would hold the broker up.
-            let _ = ready.send(first);
-            lines.for_each(drop);
-        });
-        let line = line.recv_timeout(DEADLINE).with_context(|| format!("not ready: {}", self.stderr()))?;
-        // ready: node 1 at HOST:PORT, metrics at URL, data in FOLDER
-        let after = |what: &str| line.split_once(what).and_then(|(_, rest)| rest.split([',', ' ']).next());
-        match (after(" at "), after("metrics at ")) {
-            (Some(address), Some(metrics)) if line.starts_with("ready: ") => {
-                self.address = address.to_owned();
-                self.metrics = metrics.to_owned();
-                Ok(())
-            }
-            _ => bail!("not ready: {line:?}; stderr: {}", self.stderr()),
-        }
-    }
-}
-
-impl Drop for BrokerProcess {
-    fn drop(&mut self) {
-        if let Some(mut child) = self.child.take() {
-            // It may be gone already.
-            let _ = child.kill();
-            let _ = child.wait();
-        }
+        let launch = Launch {
+            listen,
+            data: &self.data,
+            trust: &self.trust(),
+            stderr: &self.folder.path().join("stderr"),
+            arguments: self.arguments.iter().map(Into::into).collect(),
+        };
+        let process = launch.run()?;
+        (self.address, self.metrics) = (process.address.clone(), process.metrics.clone());
+        self.process = Some(process);
+        Ok(())
     }
 }

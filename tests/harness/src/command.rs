@@ -3,6 +3,7 @@
 use std::ffi::OsStr;
 use std::fmt::Debug;
 use std::io::{Read as _, Write as _};
+use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc;
 use std::thread;
@@ -37,6 +38,18 @@ impl BusCommand {
         Self { command, stdin: Vec::new(), deadline: DEADLINE }
     }
 
+    /// `bus ARGUMENTS`. In a binary that cannot be found the error comes with the run.
+    pub(crate) fn bus<S: AsRef<OsStr>>(arguments: impl IntoIterator<Item = S>) -> Self {
+        let mut command = Command::new(crate::binary().unwrap_or_else(|_| "bus".into()));
+        command.args(arguments);
+        Self::new(command)
+    }
+
+    /// Has it find these brokers, and their CA, without a flag.
+    pub(crate) fn against(self, servers: &str, trust: &Path) -> Self {
+        self.env("BUS_SERVER", servers).env("BUS_TRUST_DIR", trust)
+    }
+
     /// `bus ARGUMENTS` without a broker, at home in nobody's folder.
     pub fn alone<S: AsRef<OsStr>>(arguments: impl IntoIterator<Item = S>) -> anyhow::Result<Self> {
         let mut command = Command::new(crate::binary()?);
@@ -57,7 +70,7 @@ impl BusCommand {
     }
 
     /// The folder that it runs in.
-    pub fn directory(mut self, folder: &std::path::Path) -> Self {
+    pub fn directory(mut self, folder: &Path) -> Self {
         self.command.current_dir(folder);
         self
     }
@@ -71,6 +84,11 @@ impl BusCommand {
     /// Runs it to its end; past the deadline it is killed, which is an error.
     pub fn run(self) -> anyhow::Result<Finished> {
         self.spawn()?.finish()
+    }
+
+    /// As [`Self::run`], for a test whose own tasks must go on meanwhile.
+    pub async fn finished(self) -> anyhow::Result<Finished> {
+        tokio::task::spawn_blocking(|| self.run()).await?
     }
 
     /// Starts it.

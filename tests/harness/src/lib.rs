@@ -1,13 +1,34 @@
-//! A real broker in a process of its own, to be produced to, consumed from, stopped, and killed.
+//! Real brokers to be produced to, consumed from, stopped, killed, and cut off from one another: for the tests of
+//! `bus`, and for those of programs that use it.
 //!
 //! ```text
-//!   BrokerProcess ── `bus start` on free ports, data and trust in a temporary folder
-//!       │ .bus(["topic", "list"])   the CLI against it        .kill()       SIGKILL: as if its power went
-//!       │                                                     .terminate()  SIGTERM: it stops cleanly
-//!       └ .restart()                again on the same data    drop          killed, folder deleted
+//!   Cluster ── three brokers, in this process or in their own ── Network: a relay in front of each
+//!      │ .kill(leader) .stop(n) .pause(n) .wipe(n) .start_node(n)      cuts, losses, delays, one way
+//!      │ .partition(&[1], &[2, 3]) .cut(1, 2) .isolate(1) .heal()
+//!      │ .leader_of(..) .wait_for_isr(..) .wait_all_in_sync()          each with a deadline
+//!      └ .client()   .bus(["topic", "list"])   .node(1)
+//!   BrokerProcess ── one broker without a network of ours
+//!   History, replicas_agree ── is what is stored what was acknowledged, once, in order, on all replicas?
+//!   Chaos, Failover ── both of the above under random faults; how long a failover takes
 //! ```
 //!
-//! Nothing here sleeps: each wait is for a line, an exit or an answer, with a deadline.
+//! Nothing here sleeps for something to have happened: each wait is for a line, an exit, an answer or a state, with a
+//! deadline.
+//!
+//! ```no_run
+//! # async fn example() -> anyhow::Result<()> {
+//! use bus_testkit::Cluster;
+//!
+//! let cluster = Cluster::builder().nodes(3).start().await?;
+//! cluster.create_topic("orders", 3, 3, &[("min.insync.replicas", "2")]).await?;
+//! let producer = cluster.client().await?.producer().build().await?;
+//! cluster.kill(cluster.leader_of("orders", 0).await?).await?;
+//! producer.send(bus_client::Record::to("orders").value("still served")).await?.await?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! One broker, through the command line:
 //!
 //! ```no_run
 //! let broker = bus_testkit::BrokerProcess::start()?;
@@ -18,12 +39,29 @@
 //! # anyhow::Ok(())
 //! ```
 //!
-//! Not here: clusters of several brokers, and faults between them.
+//! Not here: faults of disks, which the log's own tests inject, and time that can be held, which the simulation has.
 
 mod binary;
 mod broker;
+mod chaos;
+mod cluster;
 mod command;
+mod failover;
+mod history;
+mod load;
+mod network;
+mod process;
+mod random;
+mod replicas;
 
 pub use binary::{binary, build_function, components};
 pub use broker::{BrokerProcess, Builder};
+pub use chaos::{Chaos, ChaosReport};
+pub use cluster::{Cluster, ClusterBuilder, Node, wait_until};
 pub use command::{BusCommand, Finished, Running};
+pub use failover::{Failover, FailoverReport};
+pub use history::{Checker, Counts, History, Outcome, Sent, Violation, Violations};
+pub use load::{Load, LoadResult, LoadUnderWay};
+pub use network::{Link, Network, Peer};
+pub use random::Random;
+pub use replicas::{Agreement, replicas_agree};

@@ -19,6 +19,7 @@ use tokio::time::timeout;
 
 use crate::blobs::Blobs;
 use crate::metrics::Metrics;
+use crate::modules::Modules;
 use crate::node::Node;
 use crate::topics::Served;
 
@@ -70,29 +71,36 @@ impl Functions {
     }
 
     /// Makes the image's functions ready to be called; nothing is compiled before the first call.
-    pub(crate) fn load(&self, image: &MetadataImage) {
+    pub(crate) fn load(&self, image: &MetadataImage, modules: &Modules) {
         let mut deployed = self.deployed.lock().unwrap_or_else(PoisonError::into_inner);
         deployed.retain(|name, _| image.function(name).is_some());
         for wanted in image.functions() {
             let current = &wanted.current;
             let known = deployed.get_mut(&wanted.name).filter(|known| {
                 (known.order, known.version, known.module) == (wanted.order, current.version, current.module)
+                    // What could not run for want of its module is tried again.
+                    && (known.function.is_ok() || modules.is_missing(current.module))
             });
             if let Some(known) = known {
                 known.paused = wanted.paused;
                 continue;
             }
             let module = FileModule::new(current.module, self.blobs.path(current.module));
-            let function = self.host.function(current.spec.clone(), current.version, Arc::new(module));
+            let function = if modules.is_missing(current.module) {
+                Err("its module is being fetched from another broker".to_owned())
+            } else {
+                let function = self.host.function(current.spec.clone(), current.version, Arc::new(module));
+                function.map_err(|error| error.to_string())
+            };
             if let Err(error) = &function {
-                tracing::error!(function = %wanted.name, %error, "the function cannot run");
+                tracing::warn!(function = %wanted.name, error, "the function cannot run");
             }
             let entry = Deployed {
                 order: wanted.order,
                 version: current.version,
                 interface: current.interface.clone(),
                 paused: wanted.paused,
-                function: function.map_err(|error| error.to_string()),
+                function,
                 spec: current.spec.clone(),
                 module: current.module,
             };

@@ -1,5 +1,6 @@
 //! What a processor reads from, emits to, and keeps its place in: this node's partitions and groups.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, HashSet};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Weak};
@@ -11,7 +12,8 @@ use bus_function::{
 };
 use bus_protocol::batch::{BatchBuilder, Compression, RecordBatch, split};
 use bus_protocol::produce::Acks;
-use bus_protocol::{ErrorCode, Offset, PartitionId, TopicPartition, partition_for_key};
+use bus_protocol::request::Request;
+use bus_protocol::{ErrorCode, Offset, PartitionId, TopicPartition, WireError, partition_for_key};
 use bus_replica::{Lane, Partition, Ticket};
 
 use crate::handler::fetch;
@@ -49,7 +51,7 @@ impl Source for PartitionSource {
             return Ok(Vec::new());
         }
         let node = up(&self.node)?;
-        match fetch::read(&node, self.partition.reader(), from, max_bytes, end).await {
+        match fetch::read(&node, &self.partition, from, max_bytes, end).await {
             Ok(read) => read
                 .chunks
                 .into_iter()
@@ -69,9 +71,11 @@ impl Source for PartitionSource {
 
     async fn wait(&self, offset: Offset) -> Result<(), PortError> {
         let mut moved = self.partition.watch();
-        match moved.wait_for(|high_watermark| *high_watermark > offset).await {
-            Ok(_) => Ok(()),
-            Err(_) => Err(PortError::Closed("the partition is not served here any more".to_owned())),
+        match moved.wait_for(|now| now.high_watermark > offset || !now.leads).await.map(|now| now.leads) {
+            Ok(true) => Ok(()),
+            Ok(false) | Err(_) => {
+                Err(PortError::Closed("the partition is not served here any more".to_owned()))
+            }
         }
     }
 }
@@ -131,7 +135,7 @@ impl TopicSink {
         progress: &mut Progress,
     ) -> Result<(), SinkError> {
         let mut worst = None;
-        let mut underway: Vec<(usize, Vec<usize>, Ticket)> = Vec::new();
+        let mut underway: Vec<(usize, Vec<usize>, Sent)> = Vec::new();
         for (at, emission) in emissions.iter().enumerate() {
             let topic = match node.topics.get(&emission.topic) {
                 Ok(topic) => topic,
@@ -146,7 +150,7 @@ impl TopicSink {
                 if closed.contains(&number) {
                     continue;
                 }
-                match send(&topic, number, batch, lanes.entry(number).or_default()).await {
+                match send(node, &topic, number, batch, &mut lanes).await {
                     Ok(ticket) => underway.push((at, records, ticket)),
                     Err(refused) => {
                         closed.insert(number);
@@ -156,9 +160,9 @@ impl TopicSink {
             }
         }
         for (at, records, ticket) in underway {
-            match ticket.await {
-                Ok(_) => records.into_iter().for_each(|index| progress.commit(at, index)),
-                Err(error) => note(&mut worst, verdict(error.refusal().into())),
+            match ticket.committed().await {
+                Ok(()) => records.into_iter().for_each(|index| progress.commit(at, index)),
+                Err(error) => note(&mut worst, verdict(error.into())),
             }
         }
         worst.map_or(Ok(()), Err)
@@ -173,14 +177,48 @@ struct Parcel {
     records: Vec<usize>,
 }
 
+/// A parcel that was sent.
+enum Sent {
+    /// Ordered in a partition that this node leads.
+    Here(Ticket),
+    /// Committed in a partition that another leads.
+    Committed,
+}
+
+impl Sent {
+    async fn committed(self) -> Result<(), WireError> {
+        match self {
+            Self::Here(ticket) => ticket.await.map(drop).map_err(|error| error.refusal()),
+            Self::Committed => Ok(()),
+        }
+    }
+}
+
+/// Sends a parcel to its partition, wherever that is led; those of one partition in order.
 async fn send(
+    node: &Node,
     topic: &Topic,
     number: PartitionId,
     batch: BatchBuilder,
-    lane: &Lane,
-) -> Result<Ticket, Refused> {
+    lanes: &mut BTreeMap<PartitionId, Lane>,
+) -> Result<Sent, Refused> {
     let batch = batch.build_batch().map_err(|error| error.refusal())?;
-    try_ingest(topic, &topic.partition(number)?, batch, Acks::All, lane).await
+    match topic.partition(number) {
+        Ok(partition) => {
+            let lane = match lanes.entry(number) {
+                Entry::Occupied(lane) => lane.into_mut(),
+                Entry::Vacant(place) => place.insert(partition.lane().map_err(|error| error.refusal())?),
+            };
+            try_ingest(topic, &partition, batch, Acks::All, lane).await.map(Sent::Here)
+        }
+        Err(WireError { code: ErrorCode::NotLeader, leader: Some(leader), .. }) => {
+            let address = node.address_of(leader)?;
+            let request = Request::Append { topic: topic.name.clone(), partition: number, acks: Acks::All };
+            node.peers.request((leader, &address), &request, batch.into_bytes()).await?;
+            Ok(Sent::Committed)
+        }
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// What a refusal means for the records: only what is said of the records themselves is held against them. That a

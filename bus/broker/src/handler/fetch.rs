@@ -1,17 +1,21 @@
 //! A fetch stream: committed batches go out as long as the reader gives credit.
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use bus_log::LogReader;
 use bus_protocol::fetch::{FetchCredit, FetchOpen, FetchPush};
 use bus_protocol::{ErrorCode, Offset, WireError, limits};
-use bus_replica::Partition;
+use bus_replica::{AppendError, Committed, Partition};
 use bus_transport::{RecvStream, SendStream};
 use bytes::Bytes;
 use tokio::sync::watch;
 
 use crate::node::Node;
 use crate::refusal::Refusal as _;
+use crate::topics::Topic;
+
+/// How long a new leader may take to learn what is committed before a reader is told to come again.
+const SETTLES: Duration = Duration::from_secs(5);
 
 pub(crate) async fn serve(
     node: &Arc<Node>,
@@ -19,7 +23,7 @@ pub(crate) async fn serve(
     mut recv: RecvStream,
 ) -> Result<(), bus_transport::Error> {
     let Some((open, _)) = recv.read_frame_within::<FetchOpen>(0).await? else { return Ok(()) };
-    let partition = match open_partition(node, &open) {
+    let (topic, partition, led) = match open_partition(node, &open).await {
         Ok(partition) => partition,
         Err(refused) => return refuse(&mut send, refused).await,
     };
@@ -27,13 +31,21 @@ pub(crate) async fn serve(
     let (grant, granted) = watch::channel(open.credit);
     tokio::select! {
         ended = take_credit(&mut recv, &grant) => ended,
-        ended = push(node, &partition, open.from, &mut send, granted) => ended,
+        ended = push(node, (&topic, &partition, led), open.from, &mut send, granted) => ended,
     }
 }
 
-fn open_partition(node: &Node, open: &FetchOpen) -> Result<Partition, WireError> {
-    let (_, partition) = node.topics.partition(&open.topic, open.partition)?;
-    let (start, end) = (partition.reader().log_start(), partition.high_watermark());
+async fn open_partition(
+    node: &Node,
+    open: &FetchOpen,
+) -> Result<(Arc<Topic>, Partition, Committed), WireError> {
+    let (topic, partition) = node.topics.partition(&open.topic, open.partition)?;
+    let mut led = leads(&partition)?;
+    // What an earlier leader called committed may not be known as such here yet.
+    if open.from > led.high_watermark {
+        led = settled(&partition).await?;
+    }
+    let (start, end) = (partition.reader().log_start(), led.high_watermark);
     if open.from < start || open.from > end {
         return Err(WireError::new(
             ErrorCode::OffsetOutOfRange,
@@ -43,7 +55,27 @@ fn open_partition(node: &Node, open: &FetchOpen) -> Result<Partition, WireError>
             ),
         ));
     }
-    Ok(partition)
+    Ok((topic, partition, led))
+}
+
+fn leads(partition: &Partition) -> Result<Committed, WireError> {
+    let led = partition.committed();
+    if led.leads { Ok(led) } else { Err(AppendError::NotLeader.refusal()) }
+}
+
+/// Waits until the partition's high watermark covers all that earlier leaders may have told (KIP-207).
+pub(crate) async fn settled(partition: &Partition) -> Result<Committed, WireError> {
+    let epoch = leads(partition)?.epoch;
+    let mut moved = partition.watch();
+    let settles = moved.wait_for(|now| now.settled || !now.leads || now.epoch != epoch);
+    match tokio::time::timeout(SETTLES, settles).await {
+        Ok(Ok(now)) if now.settled => Ok(*now),
+        Ok(_) => Err(AppendError::NotLeader.refusal()),
+        Err(_) => Err(WireError::new(
+            ErrorCode::Busy,
+            "too few replicas are in sync to know what is committed: try again when more brokers are up",
+        )),
+    }
 }
 
 /// Ends when the reader does.
@@ -56,7 +88,7 @@ async fn take_credit(recv: &mut RecvStream, grant: &watch::Sender<u64>) -> Resul
 
 async fn push(
     node: &Arc<Node>,
-    partition: &Partition,
+    (topic, partition, led): (&Topic, &Partition, Committed),
     mut from: Offset,
     send: &mut SendStream,
     mut granted: watch::Receiver<u64>,
@@ -68,13 +100,14 @@ async fn push(
         else {
             return Ok(());
         };
-        let Ok(high_watermark) = moved.wait_for(|high_watermark| *high_watermark > from).await.map(|hw| *hw)
-        else {
-            let closed = WireError::new(ErrorCode::NotLeader, "the partition is not served here any more");
-            return refuse(send, closed).await;
+        let led_on = |now: &Committed| now.leads && now.epoch == led.epoch;
+        let more = moved.wait_for(|now| now.high_watermark > from || !led_on(now)).await.map(|now| *now);
+        let Some(high_watermark) = more.ok().filter(led_on).map(|now| now.high_watermark) else {
+            let refused = topic.with_leader(partition.number(), AppendError::NotLeader.refusal());
+            return refuse(send, refused).await;
         };
         let most = usize::try_from(credit).unwrap_or(usize::MAX).min(limits::FETCH_PUSH_BYTES);
-        let read = match read(node, partition.reader(), from, most, high_watermark).await {
+        let read = match read(node, partition, from, most, high_watermark).await {
             Ok(read) => read,
             Err(error) => return refuse(send, error.refusal()).await,
         };
@@ -86,20 +119,26 @@ async fn push(
     }
 }
 
-/// Reads from memory at once, from the disk on a thread that may wait for it.
+/// Reads from memory at once, from the disk on a thread that may wait for it. A replica that proves damaged takes
+/// nothing any more, and is repaired from another.
 pub(crate) async fn read(
     node: &Node,
-    reader: &LogReader,
+    partition: &Partition,
     from: Offset,
     most: usize,
     below: Offset,
 ) -> Result<bus_log::Read, bus_log::Error> {
-    if let Some(read) = reader.read_hot(from, most, below)? {
+    if let Some(read) = partition.reader().read_hot(from, most, below)? {
         return Ok(read);
     }
-    let reader = reader.clone();
+    let reader = partition.reader().clone();
     match node.runtime.disk.spawn_blocking(move || reader.read(from, most, below)).await {
-        Ok(read) => read,
+        Ok(read) => {
+            if let Err(error @ bus_log::Error::Damaged { .. }) = &read {
+                partition.damaged(error).await;
+            }
+            read
+        }
         Err(ended) => match ended.try_into_panic() {
             Ok(panic) => std::panic::resume_unwind(panic),
             Err(_) => Err(bus_log::Error::Deleted(Default::default())),

@@ -10,6 +10,7 @@ use bytes::Bytes;
 
 use super::topics::ensure;
 use crate::groups::Groups;
+use crate::modules;
 use crate::node::Node;
 use crate::refusal::Refusal as _;
 
@@ -35,6 +36,7 @@ pub(super) async fn deploy(node: &Arc<Node>, mut spec: FunctionSpec, component: 
         Groups::ensure_topic(node).await?;
         spec.dead_letter = Some(dead_letter);
     }
+    modules::spread(node, &component).await?;
     let blobs = node.blobs.clone();
     let module_id = node.blocking(move || blobs.put(&component)).await?;
     let deployment = Deployment {
@@ -46,7 +48,7 @@ pub(super) async fn deploy(node: &Arc<Node>, mut spec: FunctionSpec, component: 
         },
         timestamp: node.clock.timestamp(),
     };
-    match node.change(Command::DeployFunction(deployment)).await? {
+    match node.change_everywhere(Command::DeployFunction(deployment)).await? {
         Applied::Function { version } => Ok(Response::Deployed { version }),
         other => {
             Err(WireError::new(ErrorCode::Internal, format!("a deployment was answered with {other:?}")))
@@ -69,7 +71,7 @@ pub(super) fn logs(node: &Node, name: &str, after: u64) -> Answer {
 }
 
 pub(super) async fn delete(node: &Arc<Node>, name: String) -> Answer {
-    node.change(Command::DeleteFunction { name }).await.map(|_| Response::Done)
+    node.change_everywhere(Command::DeleteFunction { name }).await.map(|_| Response::Done)
 }
 
 fn unknown(name: &str) -> WireError {

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use bus_protocol::batch::RecordBatch;
 use bus_protocol::produce::{Acks, ProduceAnswer, ProduceOpen, ProduceOpened};
-use bus_protocol::{ErrorCode, WireError, limits};
+use bus_protocol::{ErrorCode, PartitionId, WireError, limits};
 use bus_replica::{Lane, Partition, Ticket};
 use bus_transport::{RecvStream, SendStream};
 use tokio::sync::{Semaphore, mpsc};
@@ -41,36 +41,37 @@ pub(crate) async fn serve(
     let opened = open_partition(node, &open);
     let answer = opened
         .as_ref()
-        .map(|(topic, _)| ProduceOpened { max_message_bytes: topic.config.load().max_message_bytes });
+        .map(|(topic, ..)| ProduceOpened { max_message_bytes: topic.config.load().max_message_bytes });
     send.write_frame(&answer, &[]).await?;
-    let Ok((topic, partition)) = opened else { return send.finish() };
+    let Ok((topic, partition, lane)) = opened else { return send.finish() };
     let (queue, underway) = mpsc::channel(limits::PRODUCE_BATCHES_IN_FLIGHT);
     let (read, written) = tokio::join!(
-        read_batches(node, room, (&topic, &partition), open.acks, recv, queue),
-        write_answers(node, open.acks, send, underway),
+        read_batches(node, room, (&topic, &partition, &lane), open.acks, recv, queue),
+        write_answers(node, (&topic, partition.number()), open.acks, send, underway),
     );
     read.and(written)
 }
 
-fn open_partition(node: &Node, open: &ProduceOpen) -> Result<(Arc<Topic>, Partition), WireError> {
+fn open_partition(node: &Node, open: &ProduceOpen) -> Result<(Arc<Topic>, Partition, Lane), WireError> {
     if open.topic.is_internal() {
         return Err(WireError::new(
             ErrorCode::Unauthorized,
             format!("topic {} is the cluster's own: it can be read, not written", open.topic),
         ));
     }
-    node.topics.partition(&open.topic, open.partition)
+    let (topic, partition) = node.topics.partition(&open.topic, open.partition)?;
+    let lane = partition.lane().map_err(|error| error.refusal())?;
+    Ok((topic, partition, lane))
 }
 
 async fn read_batches(
     node: &Node,
     room: &Semaphore,
-    (topic, partition): (&Topic, &Partition),
+    (topic, partition, lane): (&Topic, &Partition, &Lane),
     acks: Acks,
     mut recv: RecvStream,
     queue: mpsc::Sender<Underway>,
 ) -> Result<(), bus_transport::Error> {
-    let lane = Lane::default();
     while let Some(room) = room_for_frame(room, &mut recv).await? {
         let limit = topic.config.load().max_message_bytes as usize;
         let frame = recv.read_frame_within::<()>(limit).await;
@@ -81,7 +82,7 @@ async fn read_batches(
                 match RecordBatch::parse(payload) {
                     Ok(batch) => {
                         let records = u64::from(batch.header().record_count.unsigned_abs());
-                        (ingest(topic, partition, batch, acks, &lane).await, records, bytes)
+                        (ingest(topic, partition, batch, acks, lane).await, records, bytes)
                     }
                     Err(error) => (Err(error.refusal()), 0, bytes),
                 }
@@ -108,6 +109,7 @@ async fn read_batches(
 
 async fn write_answers(
     node: &Node,
+    (topic, partition): (&Topic, PartitionId),
     acks: Acks,
     mut send: SendStream,
     mut underway: mpsc::Receiver<Underway>,
@@ -117,6 +119,7 @@ async fn write_answers(
             Ok(ticket) => ticket.await.map_err(|error| error.refusal()),
             Err(refused) => Err(refused),
         };
+        let answer = answer.map_err(|refused| topic.with_leader(partition, refused));
         match &answer {
             Ok(_) => {
                 node.metrics.produced_batches.increment(1);

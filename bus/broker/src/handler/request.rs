@@ -3,24 +3,25 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use bus_protocol::request::{Answer, BrokerInfo, ClusterInfo, Request, Response};
-use bus_protocol::{ErrorCode, WireError, limits};
+use bus_protocol::request::{Answer, Request, Response};
+use bus_protocol::{ErrorCode, NodeId, WireError, limits};
 use bus_transport::{RecvStream, SendStream};
 use bytes::Bytes;
 use tokio::sync::Semaphore;
 
-use super::{functions, topics};
+use super::{cluster, functions, peers, topics};
 use crate::groups::Groups;
 use crate::node::Node;
 use crate::server::room_for_frame;
 
 pub(crate) async fn serve(
     node: &Arc<Node>,
+    peer: Option<NodeId>,
     room: &Semaphore,
     mut send: SendStream,
     mut recv: RecvStream,
 ) -> Result<(), bus_transport::Error> {
-    let answer = match serve_one(node, room, &mut recv).await {
+    let answer = match serve_one(node, peer, room, &mut recv).await {
         Ok(Some(answer)) => answer,
         Ok(None) => return Ok(()),
         // A message of a newer client is no reason to leave it without a word.
@@ -32,16 +33,20 @@ pub(crate) async fn serve(
     if let Err(refused) = &answer {
         tracing::debug!(code = ?refused.code, error = %refused, "request refused");
     }
-    send.write_frame(&answer, &[]).await?;
+    match answer {
+        Ok((response, payload)) => send.write_frame(&Answer::Ok(response), &[payload]).await?,
+        Err(refused) => send.write_frame(&Answer::Err(refused), &[]).await?,
+    }
     send.finish()
 }
 
 /// Reads the request and carries it out; `None` where the stream ends without one.
 async fn serve_one(
     node: &Arc<Node>,
+    peer: Option<NodeId>,
     room: &Semaphore,
     recv: &mut RecvStream,
-) -> Result<Option<Answer>, bus_transport::Error> {
+) -> Result<Option<Result<(Response, Bytes), WireError>>, bus_transport::Error> {
     let Some(_room) = room_for_frame(room, recv).await? else { return Ok(None) };
     // A module takes memory and time to compile: few at once, whoever sends them.
     let _upload = match recv.frame_length().await? {
@@ -55,19 +60,23 @@ async fn serve_one(
     };
     let Some((request, payload)) = read? else { return Ok(None) };
     node.metrics.requests.increment(1);
-    Ok(Some(answer(node, request, payload).await))
+    let answered = match peer {
+        Some(_) => peers::answer(node, request, payload).await,
+        None => answer(node, request, payload).await.map(|response| (response, Bytes::new())),
+    };
+    Ok(Some(answered))
 }
 
-async fn answer(node: &Arc<Node>, request: Request, payload: Bytes) -> Answer {
+pub(super) async fn answer(node: &Arc<Node>, request: Request, payload: Bytes) -> Answer {
     match request {
-        Request::Cluster => Ok(Response::Cluster(cluster(node))),
+        Request::Cluster => Ok(Response::Cluster(cluster::info(node))),
         Request::Topics { topics: wanted } => topics::list(node, wanted),
         Request::CreateTopic(wanted) => topics::create(node, wanted).await,
         Request::AlterTopic { topic, partitions, config } => {
             topics::alter(node, topic, partitions, config).await
         }
         Request::DeleteTopic { topic } => topics::delete(node, topic).await,
-        Request::DescribePartitions { topic } => topics::describe(node, &topic),
+        Request::DescribePartitions { topic } => topics::describe(node, &topic).await,
         Request::ListOffsets { topic, partitions, position } => {
             topics::list_offsets(node, &topic, &partitions, position).await
         }
@@ -83,27 +92,22 @@ async fn answer(node: &Arc<Node>, request: Request, payload: Bytes) -> Answer {
             Groups::ensure_topic(node).await?;
             node.groups.committed(node, &group).await.map(Response::CommittedOffsets)
         }
+        Request::InitProducer => node.producer_ids.next(node).await.map(|id| Response::Producer { id }),
+        Request::DrainBroker { node: drained_node, drained } => {
+            cluster::drain(node, drained_node, drained).await
+        }
+        Request::Reassign { topic, assignments, throttle } => {
+            cluster::reassign(node, &topic, assignments, throttle).await
+        }
+        Request::Rebalance { throttle } => cluster::rebalance(node, throttle).await,
+        Request::AwaitMetadata { .. }
+        | Request::Append { .. }
+        | Request::StoreModule
+        | Request::FetchModule { .. } => {
+            Err(WireError::new(ErrorCode::Unauthorized, "this request is for the cluster's brokers"))
+        }
         other => {
             Err(WireError::new(ErrorCode::InvalidRequest, format!("this version does not serve {other:?}")))
         }
-    }
-}
-
-fn cluster(node: &Node) -> ClusterInfo {
-    let image = node.metadata.image();
-    let brokers = image
-        .brokers()
-        .map(|broker| BrokerInfo {
-            node: broker.node,
-            address: broker.address.clone(),
-            fenced: broker.fenced,
-        })
-        .collect();
-    ClusterInfo {
-        cluster_id: image.cluster_id().unwrap_or_default().to_owned(),
-        node: node.id,
-        version: env!("CARGO_PKG_VERSION").to_owned(),
-        controller: node.metadata.leader(),
-        brokers,
     }
 }

@@ -9,8 +9,12 @@ use bus_protocol::request::{
 };
 use bus_protocol::{ErrorCode, PartitionId, TopicName, WireError};
 
+use super::fetch;
 use crate::node::Node;
 use crate::topics::{Served, unknown_topic};
+
+/// Replicas of a topic that the cluster itself needs, where there are brokers enough.
+const INTERNAL_REPLICAS: u32 = 3;
 
 pub(super) fn list(node: &Node, wanted: Option<Vec<TopicName>>) -> Answer {
     let image = node.metadata.image();
@@ -32,6 +36,7 @@ fn info(image: &MetadataImage, topic: &bus_metadata::Topic) -> TopicInfo {
         epoch: partition.leader_epoch,
         replicas: partition.replicas.clone(),
         isr: partition.isr.clone(),
+        target: partition.target.clone(),
     });
     TopicInfo {
         topic: topic.name.clone(),
@@ -46,7 +51,7 @@ pub(super) async fn create(node: &Arc<Node>, wanted: CreateTopic) -> Answer {
     if wanted.topic.is_internal() {
         return Err(internal(&wanted.topic));
     }
-    node.change(Command::CreateTopic(wanted)).await.map(|_| Response::Done)
+    node.change_everywhere(Command::CreateTopic(wanted)).await.map(|_| Response::Done)
 }
 
 pub(super) async fn alter(
@@ -58,7 +63,7 @@ pub(super) async fn alter(
     if topic.is_internal() {
         return Err(internal(&topic));
     }
-    node.change(Command::AlterTopic { topic, partitions, config }).await.map(|_| Response::Done)
+    node.change_everywhere(Command::AlterTopic { topic, partitions, config }).await.map(|_| Response::Done)
 }
 
 pub(super) async fn delete(node: &Arc<Node>, topic: TopicName) -> Answer {
@@ -75,35 +80,38 @@ fn internal(topic: &TopicName) -> WireError {
     )
 }
 
-pub(super) fn describe(node: &Node, topic: &TopicName) -> Answer {
+pub(super) async fn describe(node: &Node, topic: &TopicName) -> Answer {
     let topic = node.topics.get(topic)?;
-    let partitions = topic.partitions.load();
-    let led = partitions.iter().enumerate().filter_map(|(number, served)| {
+    let mut led = Vec::new();
+    for (number, served) in topic.partitions.load_full().iter().enumerate() {
         let partition = number as PartitionId;
         match served {
             Served::Here(served) => {
                 let reader = served.reader();
-                Some(PartitionInfo {
+                led.push(PartitionInfo {
                     partition,
                     log_start: reader.log_start(),
                     high_watermark: served.high_watermark(),
                     log_end: reader.log_end(),
                     bytes: reader.size(),
                     offline: served.offline().map(str::to_owned),
-                })
+                    // One that is closed has none.
+                    followers: served.followers().await.unwrap_or_default(),
+                });
             }
-            Served::Offline(why) => Some(PartitionInfo {
+            Served::Offline(why) => led.push(PartitionInfo {
                 partition,
                 log_start: 0,
                 high_watermark: 0,
                 log_end: 0,
                 bytes: 0,
                 offline: Some(why.clone()),
+                followers: Vec::new(),
             }),
-            Served::Elsewhere => None,
+            Served::Follows(..) | Served::Elsewhere(_) => {}
         }
-    });
-    Ok(Response::Partitions(led.collect()))
+    }
+    Ok(Response::Partitions(led))
 }
 
 pub(super) async fn list_offsets(
@@ -115,7 +123,8 @@ pub(super) async fn list_offsets(
     let mut offsets = Vec::with_capacity(partitions.len());
     for number in partitions {
         let (_, partition) = node.topics.partition(topic, *number)?;
-        let high_watermark = partition.high_watermark();
+        // A new leader must not say an end that is below what an earlier one said.
+        let high_watermark = fetch::settled(&partition).await?.high_watermark;
         let offset = match position {
             Position::Start => partition.reader().log_start(),
             Position::End => high_watermark,
@@ -136,12 +145,16 @@ pub(crate) async fn ensure(node: &Arc<Node>, topic: &TopicName, partitions: u32)
     if node.topics.get(topic).is_ok() {
         return Ok(());
     }
+    // As many copies as there are brokers for, and one of them may be gone.
+    let up = node.metadata.image().brokers().filter(|broker| !broker.fenced && !broker.drained).count();
+    let replicas = u32::try_from(up).unwrap_or(u32::MAX).clamp(1, INTERNAL_REPLICAS);
+    let config = [("retention.ms", "-1"), ("min.insync.replicas", if replicas > 2 { "2" } else { "1" })];
     let wanted = CreateTopic {
         topic: topic.clone(),
         partitions,
-        replicas: 1,
-        config: BTreeMap::from([("retention.ms".to_owned(), "-1".to_owned())]),
+        replicas,
+        config: config.into_iter().map(|(key, value)| (key.to_owned(), value.to_owned())).collect(),
         if_not_exists: true,
     };
-    node.change(Command::CreateTopic(wanted)).await.map(|_| ())
+    node.change_everywhere(Command::CreateTopic(wanted)).await.map(|_| ())
 }

@@ -16,7 +16,7 @@ const STRIDE: u64 = 1_024;
 pub(super) async fn run(global: &Global, args: &Bench, topic: &TopicName) -> anyhow::Result<Measured> {
     fill(global, args, topic).await?;
     let client = connection::connect(global).await?;
-    let cpu = Cpu::start(args.broker_pid);
+    let cpu = Cpu::start(args.broker_pid.as_ref());
     let started = Instant::now();
     let until = started + args.duration();
     let mut records = 0;

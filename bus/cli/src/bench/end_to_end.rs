@@ -24,7 +24,7 @@ pub(super) async fn run(global: &Global, args: &Bench, topic: &TopicName) -> any
     let (producer, to_topic) = producer(&connection::connect(global).await?, args, topic).await?;
     let mut reader =
         connection::connect(global).await?.reader([topic.as_str()]).from(From::End).build().await?;
-    let cpu = Cpu::start(args.broker_pid);
+    let cpu = Cpu::start(args.broker_pid.as_ref());
     let started = Instant::now();
     let (rate, until, value) = (args.rate, started + args.duration(), args.value());
     let sending = tokio::spawn(async move {

@@ -31,7 +31,7 @@ pub(super) async fn run(global: &Global, args: &Bench, topic: &TopicName) -> any
         let client = connection::connect(global).await?;
         producers.push(producer(&client, args, topic).await?);
     }
-    let cpu = Cpu::start(args.broker_pid);
+    let cpu = Cpu::start(args.broker_pid.as_ref());
     let started = Instant::now();
     for (producer, topic) in producers {
         let args = args.clone();

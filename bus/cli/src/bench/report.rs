@@ -4,9 +4,10 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use super::cpu::Pids;
 use super::latency::Percentiles;
 use super::limits::{Limits, megabytes};
-use super::{Bench, What, cpu};
+use super::{Bench, What};
 use crate::args::Global;
 use crate::output;
 use crate::units::show_count;
@@ -42,6 +43,7 @@ struct Row<'a> {
     mode: &'a str,
     size: u64,
     partitions: u32,
+    replicas: u32,
     producers: u32,
     acks: String,
     records: u64,
@@ -75,10 +77,12 @@ pub(super) fn print(
     let seconds = measured.elapsed.as_secs_f64().max(f64::EPSILON);
     let bytes = measured.records * args.size;
     let mb_per_s = megabytes(bytes, measured.elapsed);
+    // Each byte that comes in crosses the wire, and reaches a disk, once for each replica.
+    let incoming = limits.produce() / f64::from(args.replicas);
     let (limit, limit_mb_per_s) = match args.what {
         What::Consume => ("quic", limits.quic),
-        _ if limits.quic <= limits.disk() => ("quic", limits.produce()),
-        _ => ("disk", limits.produce()),
+        _ if limits.quic <= limits.disk() => ("quic", incoming),
+        _ => ("disk", incoming),
     };
     let acks = format!("{:?}", args.acks).to_lowercase();
     let row = Row {
@@ -95,6 +99,7 @@ pub(super) fn print(
         },
         size: args.size,
         partitions: args.partitions,
+        replicas: args.replicas,
         producers: args.producers,
         acks,
         records: measured.records,
@@ -111,11 +116,26 @@ pub(super) fn print(
         disk_mb_per_s: limits.disk(),
         disk_1mib_mb_per_s: limits.disk_each,
         cpu_s_per_gb: measured.cpu_seconds / (bytes as f64 / 1e9).max(f64::EPSILON),
-        cpu_of: if args.broker_pid.is_some() { "client and broker" } else { "client" },
-        broker_peak_mib: args.broker_pid.and_then(cpu::peak_resident_mib),
+        cpu_of: match args.broker_pid.as_ref().map(Pids::len) {
+            None => "client",
+            Some(1) => "client and broker",
+            Some(_) => "client and brokers",
+        },
+        broker_peak_mib: args.broker_pid.as_ref().and_then(Pids::peak_resident_mib),
         function: measured.function,
     };
     if global.format.is_json() { output::json([row]) } else { table(&row) }
+}
+
+/// The limit in words.
+fn limit(row: &Row<'_>) -> String {
+    match row.replicas {
+        replicas @ 2.. if row.what != "consume" => format!(
+            "{:.0} MB/s: raw {} by {replicas}, as each byte takes that way {replicas} times",
+            row.limit_mb_per_s, row.limit
+        ),
+        _ => row.limit.to_owned(),
+    }
 }
 
 fn table(row: &Row<'_>) -> anyhow::Result<()> {
@@ -125,8 +145,8 @@ fn table(row: &Row<'_>) -> anyhow::Result<()> {
         (
             "what",
             format!(
-                "{} ({}), {} B, {} partitions, {} producers, acks {}",
-                row.what, row.mode, row.size, row.partitions, row.producers, row.acks
+                "{} ({}), {} B, {} partitions, {} replicas, {} producers, acks {}",
+                row.what, row.mode, row.size, row.partitions, row.replicas, row.producers, row.acks
             ),
         ),
         ("records", format!("{} in {:.1} s", show_count(row.records), row.seconds)),
@@ -149,7 +169,7 @@ fn table(row: &Row<'_>) -> anyhow::Result<()> {
                 row.disk_mb_per_s, row.disk_1mib_mb_per_s
             ),
         ),
-        ("ratio", format!("{:.2} of {}", row.ratio, row.limit)),
+        ("ratio", format!("{:.2} of {}", row.ratio, limit(row))),
         ("CPU", format!("{:.2} s a GB ({})", row.cpu_s_per_gb, row.cpu_of)),
     ];
     if let Some(peak) = row.broker_peak_mib {

@@ -36,6 +36,32 @@ pub(super) struct Flight<'a> {
     pub(super) distance: u32,
 }
 
+/// What tells a flight from all others: when it was to leave, and its carrier and number, which are its record's
+/// timestamp and key.
+pub(super) type Id = (Timestamp, String);
+
+/// How a flight left, as the `route` function sorts them; in the order of its topics.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Departure {
+    Late,
+    OnTime,
+    Cancelled,
+}
+
+impl Flight<'_> {
+    pub(super) fn id(&self, time: Timestamp) -> Id {
+        (time, format!("{}{}", self.carrier, self.flight))
+    }
+
+    pub(super) fn departure(&self) -> Departure {
+        match self.dep_delay {
+            None => Departure::Cancelled,
+            Some(LATE_MINUTES..) => Departure::Late,
+            Some(_) => Departure::OnTime,
+        }
+    }
+}
+
 /// A row of the CSV: when, and what.
 pub(super) fn parse(row: &str) -> anyhow::Result<(Timestamp, Flight<'_>)> {
     let columns: Vec<_> = row.split(',').collect();

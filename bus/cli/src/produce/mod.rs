@@ -39,6 +39,7 @@ use self::tally::{Chunk, Tally};
   echo '{\"key\":\"42\",\"value\":\"paid\",\"headers\":{\"by\":\"card\"}}' | bus produce orders --json
   bus produce orders jan.txt -o json     # {\"partition\":0,\"offset\":17} for each acknowledged record, in order
 
+A broker that is lost on the way is waited for, or another takes over: with --acks all each line is stored once, in order.
 Ends when all is acknowledged. Exit code 1 where a record is not, with how many and why.")]
 pub(crate) struct Produce {
     /// The topic
@@ -66,8 +67,11 @@ pub(crate) struct Produce {
     /// A line is {"key":..,"value":..,"headers":{..},"timestamp":..,"partition":..}; bytes as {"base64":..}
     #[arg(long, conflicts_with_all = ["key", "key_separator", "header", "partition"])]
     json: bool,
-    /// How long a record may wait for its acknowledgement before it counts as failed
-    #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = units::duration)]
+    /// Send without sequence numbers: what is sent again after a failure may then be stored twice, or out of order
+    #[arg(long)]
+    no_idempotence: bool,
+    /// How long a record may wait for its acknowledgement, retries and changes of leader included, before it counts as failed
+    #[arg(long = "delivery-timeout", alias = "timeout", value_name = "DURATION", default_value = "30s", value_parser = units::duration)]
     timeout: Duration,
 }
 
@@ -103,13 +107,10 @@ const INTERRUPTED_WITHIN: Duration = Duration::from_secs(2);
 pub(crate) async fn run(global: &Global, args: Produce, interrupt: Interrupt) -> anyhow::Result<()> {
     let input = Input::open(&args.files)?;
     let client = interrupt.or(connection::connect(global)).await?;
-    let producer = client
-        .producer()
-        .acks(args.acks.into())
-        .compression(args.compression)
-        .delivery_timeout(args.timeout)
-        .build()
-        .await?;
+    let producer =
+        client.producer().acks(args.acks.into()).compression(args.compression).delivery_timeout(args.timeout);
+    let producer = if args.no_idempotence { producer.idempotent(false) } else { producer };
+    let producer = producer.build().await?;
     let topic = interrupt.or(async { Ok(producer.topic(args.topic.as_str()).await?) }).await?;
     let shape = Shape::new(args.json, args.key, args.key_separator, args.header, args.partition);
     let prints_acks = global.format.is_json();

@@ -99,6 +99,7 @@ fn concerns_the_record(error: &Error) -> bool {
             | Error::RefusedWithBatch { .. }
             | Error::RecordTooLarge { .. }
             | Error::UnknownPartition { .. }
+            | Error::SequenceLost { .. }
     )
 }
 

@@ -17,6 +17,7 @@ fn offsets_run_on_over_segments() {
         let appended = log.append_all(group, 3).unwrap();
         assert_eq!(appended.len(), count);
         for (n, one) in appended.iter().enumerate() {
+            let one = one.place().unwrap();
             assert_eq!((one.base_offset, one.last_offset), (expected, expected + n as i64));
             expected = one.last_offset + 1;
         }
@@ -125,9 +126,9 @@ fn a_group_that_fills_the_disk_keeps_what_it_names() {
     disk.storage.set_room(Some(40_000));
     let failed = log.append_all((0..40).map(|_| batch(1, 2_000, 1, T0)).collect(), 0).unwrap_err();
     assert!(matches!(failed.error, Error::Full { .. }));
-    assert!(!failed.appended.is_empty());
-    assert_eq!(log.log_end(), failed.appended.last().unwrap().last_offset + 1);
-    assert_eq!(read_all(&log.reader(), 0, 1 << 20).len(), failed.appended.len());
+    assert!(!failed.outcomes.is_empty());
+    assert_eq!(log.log_end(), failed.outcomes.last().unwrap().place().unwrap().last_offset + 1);
+    assert_eq!(read_all(&log.reader(), 0, 1 << 20).len(), failed.outcomes.len());
 }
 
 #[test]
@@ -136,7 +137,7 @@ fn log_append_time_is_the_clocks() {
     let config = LogConfig { timestamp_type: TimestampType::LogAppendTime, ..LogConfig::default() };
     let mut log = disk.open(&config).unwrap();
     disk.clock.advance(5);
-    let appended = log.append(batch(2, 10, 1, 77), 0).unwrap();
+    let appended = log.append(batch(2, 10, 1, 77), 0).unwrap().place().unwrap();
     assert_eq!(appended.append_time, Some(T0 + 5));
     let batches = read_all(&log.reader(), 0, 1_000);
     assert!(batches[0].records().unwrap().all(|record| record.unwrap().timestamp == T0 + 5));

@@ -138,6 +138,34 @@ fn a_file_that_a_dead_process_left_is_made_durable_too() {
     run(&[one(), all, Step::Kill, one(), Step::Sync, Step::Crash(None)]);
 }
 
+/// Found by the test below: the index of a segment that was cut told of what had been behind the cut, and was believed
+/// once the checkpoint had gone that far again.
+#[test]
+fn an_index_does_not_outlive_a_cut() {
+    let append = |group: &[(usize, usize)]| Step::Append(group.to_vec());
+    run(&[
+        append(&[(3, 0), (2, 0)]),
+        Step::Truncate(26_805),
+        append(&[(3, 0), (2, 0), (3, 0), (1, 0), (1, 0)]),
+        append(&[(2, 0), (2, 0), (1, 0)]),
+        Step::Truncate(9_253),
+        append(&[(3, 0), (1, 0), (1, 0), (3, 0), (1, 0), (1, 0), (3, 0)]),
+        Step::Truncate(13_641),
+        Step::Sync,
+        append(&[(1, 0), (1, 0), (3, 2_090), (3, 2_061)]),
+        Step::Sync,
+        Step::DeleteBefore(54_952),
+        append(&[(3, 694)]),
+        append(&[(1, 1_026), (3, 7), (1, 2_787), (3, 0)]),
+        Step::Kill,
+        Step::Truncate(24_509),
+        append(&[(2, 1_651), (1, 622)]),
+        Step::Kill,
+        Step::DeleteBefore(1_923),
+        Step::Kill,
+    ]);
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { max_shrink_iters: 2_000, ..ProptestConfig::with_cases(CASES) })]
 

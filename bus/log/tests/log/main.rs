@@ -4,6 +4,7 @@
 
 mod append;
 mod crash;
+mod producers;
 mod reading;
 mod recovery;
 mod retention;

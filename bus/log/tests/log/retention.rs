@@ -1,7 +1,7 @@
 //! What goes, and what stays.
 
 use bus_log::storage::{Crash, Storage};
-use bus_log::{Error, LogConfig, finish_deletions};
+use bus_log::{Error, LogConfig, discard, finish_deletions};
 use bus_protocol::Offset;
 
 use crate::support::*;
@@ -140,4 +140,39 @@ fn a_deletion_that_a_crash_stopped_is_finished() {
     finish_deletions(&disk.storage, dir().parent().unwrap()).unwrap();
     assert!(names(&disk.storage, dir().parent().unwrap()).is_empty());
     finish_deletions(&disk.storage, std::path::Path::new("/nowhere")).unwrap();
+}
+
+#[test]
+fn what_is_damaged_can_be_discarded_and_begun_anew() {
+    let other = std::path::PathBuf::from("/data/topic-0.deleted");
+    for crash in [Crash::ProcessOnly, Crash::DropUnsynced, Crash::Torn(3), Crash::Torn(8)] {
+        let disk = Disk::new();
+        let mut log = disk.open(&small_segments()).unwrap();
+        for _ in 0..50 {
+            append(&mut log, 1, 1_000);
+        }
+        log.close().unwrap();
+        let mut bytes = disk.storage.contents(&segment(0)).unwrap();
+        bytes.pop();
+        disk.storage.set_contents(&segment(0), bytes);
+        assert!(matches!(disk.open(&small_segments()), Err(Error::Damaged { .. })));
+        // Whatever else lies there, and whatever an earlier one left.
+        disk.storage.create(&dir().join("what is this")).unwrap();
+        disk.storage.create_dir(&other.join("deeper")).unwrap();
+        discard(&disk.storage, &dir()).unwrap();
+        assert!(names(&disk.storage, std::path::Path::new("/data")).is_empty());
+        disk.storage.crash(crash);
+        finish_deletions(&disk.storage, std::path::Path::new("/data")).unwrap();
+        assert!(names(&disk.storage, std::path::Path::new("/data")).is_empty());
+        let mut log = disk.open(&small_segments()).unwrap();
+        assert_eq!((log.log_start(), log.log_end(), log.producers()), (0, 0, 0));
+        assert_eq!(log.recovery().lost_stored, None);
+        append(&mut log, 1, 10);
+        log.sync().unwrap();
+        drop(log);
+        disk.storage.crash(Crash::DropUnsynced);
+        assert_eq!(disk.open(&small_segments()).unwrap().log_end(), 1);
+        discard(&disk.storage, &dir()).unwrap();
+        discard(&disk.storage, &dir()).unwrap();
+    }
 }

@@ -78,7 +78,7 @@ pub(crate) fn batch(count: usize, size: usize, fill: u8, timestamp: Timestamp) -
 
 pub(crate) fn append(log: &mut Log, count: usize, size: usize) -> bus_log::Appended {
     let fill = 1 + (log.log_end() % 251) as u8;
-    log.append(batch(count, size, fill, T0 + log.log_end()), 0).unwrap()
+    log.append(batch(count, size, fill, T0 + log.log_end()), 0).unwrap().place().unwrap()
 }
 
 /// Every batch from `from` on, read `max_bytes` at a time; checks that they follow on each other.

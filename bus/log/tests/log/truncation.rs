@@ -2,7 +2,9 @@
 
 use bus_log::storage::Crash;
 use bus_log::{Error, Log, LogConfig};
-use bus_protocol::Offset;
+use bus_protocol::replicate::LogEnd;
+use bus_protocol::{Epoch, Offset};
+use proptest::prelude::*;
 
 use crate::support::*;
 
@@ -109,5 +111,116 @@ fn a_follower_that_fell_out_of_range_begins_anew() {
         drop(log);
         disk.storage.crash(Crash::DropUnsynced);
         assert_eq!(disk.open(&small_segments()).unwrap().log_end(), offset + 1);
+    }
+}
+
+#[test]
+fn a_log_says_where_it_ends_and_who_wrote_that() {
+    let disk = Disk::new();
+    let mut log = leader(&disk);
+    assert_eq!(log.end_with_epoch(), LogEnd { epoch: Some(5), end: 120 });
+    log.truncate_to(60).unwrap();
+    assert_eq!(log.end_with_epoch(), LogEnd { epoch: Some(2), end: 60 });
+    log.truncate_to(40).unwrap();
+    assert_eq!(log.end_with_epoch(), LogEnd { epoch: Some(0), end: 40 });
+    // All records are gone, and so is what is known of them.
+    log.delete_before(40).unwrap();
+    assert_eq!(log.end_with_epoch(), LogEnd { epoch: None, end: 40 });
+    log.close().unwrap();
+    let mut log = disk.open(&small_segments()).unwrap();
+    assert_eq!(log.end_with_epoch(), LogEnd { epoch: None, end: 40 });
+    log.reset_to(7).unwrap();
+    assert_eq!(log.end_with_epoch(), LogEnd { epoch: None, end: 7 });
+}
+
+#[test]
+fn a_cut_by_epoch_ends_where_both_histories_do() {
+    // Its epochs: 0 to 40, 2 to 80, 5 to 120.
+    for (diverged, end, left) in [
+        (Some(5), 100, 100),
+        (Some(5), 500, 120),
+        (Some(4), 90, 80),
+        (Some(2), 60, 60),
+        (Some(2), 61, 60),
+        (Some(1), 70, 40),
+        (Some(0), 10, 10),
+        (Some(0), 0, 0),
+        (None, 30, 0),
+    ] {
+        let disk = Disk::new();
+        let mut log = leader(&disk);
+        let found = log.truncate_by(diverged, end).unwrap();
+        assert_eq!((found, log.log_end()), (log.end_with_epoch(), left), "{diverged:?} {end}");
+        disk.storage.crash(Crash::DropUnsynced);
+        assert!(disk.open(&small_segments()).unwrap().log_end() <= left, "nothing of it was synced");
+    }
+    // Never below the log's start, even if nothing is left then; and of epochs older than all it has, nothing.
+    let disk = Disk::new();
+    let mut log = leader(&disk);
+    log.delete_before(50).unwrap();
+    assert_eq!(log.truncate_by(Some(2), 20).unwrap(), LogEnd { epoch: None, end: 50 });
+    assert_eq!((log.log_start(), log.log_end()), (50, 50));
+    let disk = Disk::new();
+    let mut log = leader(&disk);
+    log.delete_before(50).unwrap();
+    assert_eq!(log.truncate_by(Some(1), 90).unwrap().end, 50);
+}
+
+/// The two sides of a replication stream until they agree: where the follower's log ends then, and how often it had
+/// to cut.
+fn agree(leader: &Log, follower: &mut Log) -> (LogEnd, usize) {
+    let mut said = follower.end_with_epoch();
+    for cuts in 0..100 {
+        let found = said.epoch.and_then(|epoch| leader.epoch_end_offset(epoch));
+        let fits = match (said.epoch, found) {
+            (None, _) => said.end <= leader.log_end(),
+            (Some(epoch), Some((known, end))) => known == epoch && said.end <= end,
+            (Some(_), None) => false,
+        };
+        if fits {
+            return (said, cuts);
+        }
+        let (epoch, end) = found.map_or((None, leader.log_start()), |(epoch, end)| (Some(epoch), end));
+        said = follower.truncate_by(epoch, end).unwrap();
+    }
+    panic!("they do not come to an end");
+}
+
+proptest! {
+    /// Histories that part somewhere: the follower keeps what they have in common, all of it, and nothing else.
+    #[test]
+    fn a_follower_keeps_exactly_what_it_has_in_common(
+        common in proptest::collection::vec((0i32..3, 1usize..4), 0..20),
+        mine in proptest::collection::vec((0i32..3, 1usize..4), 0..20),
+        theirs in proptest::collection::vec((0i32..3, 1usize..4), 0..20),
+    ) {
+        let (one, two) = (Disk::new(), Disk::new());
+        let mut leader = one.open(&small_segments()).unwrap();
+        let mut follower = two.open(&small_segments()).unwrap();
+        let mut epoch: Epoch = 0;
+        for (up, count) in common {
+            epoch += up;
+            leader.append(batch(count, 300, 1, T0), epoch).unwrap();
+            follower.append(batch(count, 300, 1, T0), epoch).unwrap();
+        }
+        let end = leader.log_end();
+        // An epoch has one leader: after the parting, each side has epochs of its own.
+        let raise = |log: &mut Log, parity: i32, fill, group: Vec<(i32, usize)>| {
+            let mut epoch = epoch / 2 * 2 + 2 + parity;
+            for (up, count) in group {
+                epoch += up * 2;
+                log.append(batch(count, 300, fill, T0), epoch).unwrap();
+            }
+        };
+        raise(&mut follower, 0, 2, mine);
+        raise(&mut leader, 1, 3, theirs);
+        let (left, cuts) = agree(&leader, &mut follower);
+        prop_assert_eq!(left.end, end);
+        prop_assert!(cuts <= 20);
+        let kept = read_all(&follower.reader(), 0, 1 << 20);
+        let whole = read_all(&leader.reader(), 0, 1 << 20);
+        prop_assert_eq!(&kept[..], &whole[..kept.len()]);
+        follower.append_as_is(whole[kept.len()..].to_vec()).unwrap();
+        prop_assert_eq!(follower.end_with_epoch(), leader.end_with_epoch());
     }
 }

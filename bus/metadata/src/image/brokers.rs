@@ -23,6 +23,8 @@ pub struct Broker {
     pub directory: DirectoryId,
     /// Whether it is silent, stopping, or not yet up: it takes no new replicas and is not elected.
     pub fenced: bool,
+    /// Whether its operator wants it to lead nothing where another can, and to get no new replicas. Outlives a restart.
+    pub drained: bool,
 }
 
 impl MetadataImage {
@@ -38,6 +40,7 @@ impl MetadataImage {
         if before.is_none() && self.brokers.len() >= limits::BROKERS {
             return Err(Rejected::Full { what: "brokers".into(), limit: limits::BROKERS as u64 });
         }
+        let drained = before.as_ref().is_some_and(|before| before.drained);
         if let Some(before) = before {
             self.restart(new.node, before.directory != new.directory, !new.clean);
         }
@@ -48,6 +51,7 @@ impl MetadataImage {
             rack: new.rack,
             directory: new.directory,
             fenced: true,
+            drained,
         };
         Arc::make_mut(&mut self.brokers).insert(new.node, Arc::new(broker));
         Ok(Applied::Broker { epoch: index })
@@ -98,6 +102,25 @@ impl MetadataImage {
         Ok(Applied::Done)
     }
 
+    pub(super) fn set_drained(&mut self, node: NodeId, drained: bool) -> Result<Applied, Rejected> {
+        self.check_exists(node)?;
+        if let Some(broker) = Arc::make_mut(&mut self.brokers).get_mut(&node)
+            && broker.drained != drained
+        {
+            Arc::make_mut(broker).drained = drained;
+        }
+        Ok(Applied::Done)
+    }
+
+    /// Refuses a broker that never registered, and says who did.
+    pub(super) fn check_exists(&self, node: NodeId) -> Result<(), Rejected> {
+        const SHOWN: usize = 20;
+        if self.brokers.contains_key(&node) {
+            return Ok(());
+        }
+        Err(Rejected::NoSuchBroker { node, brokers: self.brokers.keys().copied().take(SHOWN).collect() })
+    }
+
     pub(super) fn check_broker_epoch(&self, node: NodeId, epoch: u64) -> Result<(), Rejected> {
         let broker = self.brokers.get(&node).ok_or(Rejected::UnknownBroker { node })?;
         if broker.epoch != epoch {
@@ -109,5 +132,10 @@ impl MetadataImage {
     /// Whether a broker is registered and up.
     pub fn is_available(&self, node: NodeId) -> bool {
         self.brokers.get(&node).is_some_and(|broker| !broker.fenced)
+    }
+
+    /// Whether a broker is drained: leads nothing where another can.
+    pub fn is_drained(&self, node: NodeId) -> bool {
+        self.brokers.get(&node).is_some_and(|broker| broker.drained)
     }
 }

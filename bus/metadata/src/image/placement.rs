@@ -42,7 +42,7 @@ impl Placement {
         let mut racks = BTreeMap::new();
         let candidates = image
             .brokers()
-            .filter(|broker| !broker.fenced)
+            .filter(|broker| !broker.fenced && !broker.drained)
             .map(|broker| {
                 let next = racks.len();
                 let rack = *racks.entry(broker.rack.as_deref()).or_insert(next);

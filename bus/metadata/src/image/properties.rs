@@ -3,98 +3,68 @@
 use std::collections::BTreeMap;
 
 use bus_protocol::request::CreateTopic;
-use bus_protocol::{Attachment, BlobId, ErrorCode, FunctionSpec, TopicId, TopicName};
+use bus_protocol::{Attachment, ErrorCode, NodeId};
 use proptest::prelude::*;
 
 use super::MetadataImage;
-use crate::{
-    Applied, Command, Deployment, DirectoryId, Election, IsrChange, Registration, Rejected, controller,
-    limits,
-};
+use super::samples::*;
+use crate::{Command, DirectoryId, IsrChange, PartitionChange, Registration, Rejected, controller, limits};
 
 /// A command as it is drawn: numbers that are looked up in the image when it is its turn, so that most make sense.
 #[derive(Clone, Debug)]
-enum Step {
+pub(crate) enum Step {
     Register { node: u64, rack: u8, directory: u8, clean: bool },
     Fence { node: u64, fenced: bool, stale: bool },
-    Create { topic: u8, partitions: u32, replicas: u32, replicated: bool },
+    Create { topic: u8, partitions: u32, replicas: u32, replicated: bool, unclean: bool },
     Alter { topic: u8, partitions: u32 },
     Delete { topic: u8 },
     Isr { topic: u8, partition: u32, members: u8, stale: u8 },
-    Elect { topic: u8, partition: u32, leader: u64, stale: bool },
+    Change { topic: u8, partition: u32, leader: u64, members: u8, replicas: u8, done: bool, stale: bool },
+    Drain { node: u64, drained: bool },
+    Reassign { topic: u8, partition: u32, wanted: Vec<u64>, throttle: Option<u64> },
+    Lost { node: u64, topic: u8, partition: u32 },
+    ProducerIds { node: u64 },
     Control,
     Deploy { name: u8, topic: u8, consumer: bool },
     Pause { name: u8, paused: bool },
     DeleteFunction { name: u8 },
 }
 
-fn step() -> impl Strategy<Value = Step> {
+pub(crate) fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         3 => (0..5u64, 0..3u8, 0..2u8, any::<bool>())
             .prop_map(|(node, rack, directory, clean)| Step::Register { node, rack, directory, clean }),
         4 => (1..5u64, prop::bool::weighted(0.3), prop::bool::weighted(0.1))
             .prop_map(|(node, fenced, stale)| Step::Fence { node, fenced, stale }),
-        3 => (0..4u8, 0..6u32, 0..5u32, any::<bool>()).prop_map(|(topic, partitions, replicas, replicated)| {
-            Step::Create { topic, partitions, replicas, replicated }
-        }),
+        3 => (0..4u8, 0..6u32, 0..5u32, any::<bool>(), any::<bool>()).prop_map(
+            |(topic, partitions, replicas, replicated, unclean)| {
+                Step::Create { topic, partitions, replicas, replicated, unclean }
+            }
+        ),
         1 => (0..4u8, 0..8u32).prop_map(|(topic, partitions)| Step::Alter { topic, partitions }),
         1 => (0..4u8).prop_map(|topic| Step::Delete { topic }),
         4 => (0..4u8, 0..6u32, any::<u8>(), 0..8u8)
             .prop_map(|(topic, partition, members, stale)| Step::Isr { topic, partition, members, stale }),
-        2 => (0..4u8, 0..6u32, 0..5u64, prop::bool::weighted(0.1))
-            .prop_map(|(topic, partition, leader, stale)| Step::Elect { topic, partition, leader, stale }),
-        2 => Just(Step::Control),
+        2 => (0..4u8, 0..6u32, 0..5u64, any::<u8>(), any::<u8>(), any::<bool>(), prop::bool::weighted(0.1)).prop_map(
+            |(topic, partition, leader, members, replicas, done, stale)| {
+                Step::Change { topic, partition, leader, members, replicas, done, stale }
+            }
+        ),
+        1 => (0..6u64, any::<bool>()).prop_map(|(node, drained)| Step::Drain { node, drained }),
+        3 => (0..4u8, 0..6u32, prop::collection::vec(1..6u64, 0..4), prop::option::of(0..3u64)).prop_map(
+            |(topic, partition, wanted, throttle)| Step::Reassign { topic, partition, wanted, throttle }
+        ),
+        1 => (1..5u64, 0..4u8, 0..6u32)
+            .prop_map(|(node, topic, partition)| Step::Lost { node, topic, partition }),
+        1 => (1..6u64).prop_map(|node| Step::ProducerIds { node }),
+        4 => Just(Step::Control),
         2 => (0..3u8, 0..4u8, any::<bool>()).prop_map(|(name, topic, consumer)| Step::Deploy { name, topic, consumer }),
         1 => (0..3u8, any::<bool>()).prop_map(|(name, paused)| Step::Pause { name, paused }),
         1 => (0..3u8).prop_map(|name| Step::DeleteFunction { name }),
     ]
 }
 
-fn topic(number: u8) -> TopicName {
-    TopicName::new(&format!("topic-{number}")).unwrap()
-}
-
-fn function(name: u8, on: u8, consumer: bool) -> Command {
-    let attachment = if consumer {
-        Attachment::Consumer { topics: vec![topic(on)], group: format!("group-{on}") }
-    } else {
-        Attachment::Transform { topic: topic(on) }
-    };
-    let spec = FunctionSpec {
-        name: format!("function-{name}"),
-        attachment,
-        outputs: Vec::new(),
-        config: BTreeMap::new(),
-        memory_bytes: FunctionSpec::DEFAULT_MEMORY_BYTES,
-        fuel: FunctionSpec::DEFAULT_FUEL,
-        timeout_ms: FunctionSpec::DEFAULT_TIMEOUT_MS,
-        retries: FunctionSpec::DEFAULT_RETRIES,
-        dead_letter: None,
-    };
-    Command::DeployFunction(Deployment {
-        spec,
-        module: BlobId([name; 32]),
-        interface: "flat".into(),
-        timestamp: 1,
-    })
-}
-
-fn register(node: u64) -> Command {
-    Command::RegisterBroker(Registration {
-        node,
-        address: format!("host-{node}:9440"),
-        rack: None,
-        directory: DirectoryId([0; 16]),
-        clean: true,
-    })
-}
-
-fn create(topic: TopicName, partitions: u32, replicas: u32) -> Command {
-    let config = BTreeMap::new();
-    Command::CreateTopic(CreateTopic { topic, partitions, replicas, config, if_not_exists: false })
-}
-
-fn command(image: &MetadataImage, step: &Step) -> Option<Command> {
+pub(crate) fn command(image: &MetadataImage, step: &Step) -> Option<Command> {
     let epoch = |node: u64| image.broker(node).map_or(0, |broker| broker.epoch);
     Some(match *step {
         Step::Register { node, rack, directory, clean } => Command::RegisterBroker(Registration {
@@ -108,11 +78,14 @@ fn command(image: &MetadataImage, step: &Step) -> Option<Command> {
             let epoch = epoch(node) - u64::from(stale && epoch(node) > 0);
             if fenced { Command::FenceBroker { node, epoch } } else { Command::UnfenceBroker { node, epoch } }
         }
-        Step::Create { topic: name, partitions, replicas, replicated } => {
+        Step::Create { topic: name, partitions, replicas, replicated, unclean } => {
             let mut config = BTreeMap::new();
             if replicated {
                 config.insert("durability".into(), "replicated".into());
                 config.insert("retention.ms".into(), "-1".into());
+            }
+            if unclean {
+                config.insert("unclean.leader.election.enable".into(), "true".into());
             }
             Command::CreateTopic(CreateTopic {
                 topic: topic(name),
@@ -128,12 +101,42 @@ fn command(image: &MetadataImage, step: &Step) -> Option<Command> {
             config: BTreeMap::new(),
         },
         Step::Delete { topic: name } => Command::DeleteTopic { topic: topic(name) },
+        Step::Isr { .. } | Step::Change { .. } => return partition_command(image, step),
+        Step::Drain { node, drained } => Command::DrainBroker { node, drained },
+        Step::Reassign { topic: name, partition, ref wanted, throttle } => {
+            let topic = image.topic(&topic(name))?.id;
+            Command::Reassign { changes: vec![(topic, partition, wanted.clone())], throttle }
+        }
+        Step::Lost { node, topic: name, partition } => {
+            let topic = image.topic(&topic(name))?.id;
+            Command::ReportLost { node, epoch: epoch(node), partitions: vec![(topic, partition)] }
+        }
+        Step::ProducerIds { node } => Command::AllocateProducerIds { node, epoch: epoch(node) },
+        Step::Control => controller::decide(image)?,
+        Step::Deploy { name, topic, consumer } => function(name, topic, consumer),
+        Step::Pause { name, paused: true } => Command::PauseFunction { name: format!("function-{name}") },
+        Step::Pause { name, .. } => Command::ResumeFunction { name: format!("function-{name}") },
+        Step::DeleteFunction { name } => Command::DeleteFunction { name: format!("function-{name}") },
+    })
+}
+
+/// What a leader, or the controller, might want of one partition.
+fn partition_command(image: &MetadataImage, step: &Step) -> Option<Command> {
+    let epoch = |node: u64| image.broker(node).map_or(0, |broker| broker.epoch);
+    Some(match *step {
         Step::Isr { topic: name, partition: number, members, stale } => {
             let found = image.topic(&topic(name))?;
             let partition = found.partition(number)?;
             let node = partition.leader.unwrap_or(1);
-            let isr =
-                (1..5).filter(|node| members & (1 << node) != 0 || Some(*node) == partition.leader).collect();
+            // Half of the time everybody who can.
+            let members = if members & 1 == 0 { members } else { u8::MAX };
+            let held = |node: &NodeId| {
+                members & (1 << node) != 0 && (stale == 3 || partition.replicas.contains(node))
+            };
+            let isr = (1..5)
+                .filter(|node| held(node) || Some(*node) == partition.leader)
+                .map(|node| (node, epoch(node) - u64::from(stale == 4 && epoch(node) > 0)))
+                .collect();
             let change = IsrChange {
                 topic: found.id,
                 partition: number,
@@ -143,30 +146,44 @@ fn command(image: &MetadataImage, step: &Step) -> Option<Command> {
             };
             Command::AlterPartitions { node, epoch: epoch(node), changes: vec![change] }
         }
-        Step::Elect { topic: name, partition: number, leader, stale } => {
+        Step::Change { topic: name, partition: number, leader, members, replicas, done, stale } => {
             let found = image.topic(&topic(name))?;
-            let partition_epoch = found.partition(number)?.partition_epoch.wrapping_sub(u32::from(stale));
-            let leader = (leader > 0).then_some(leader);
-            let election = Election { topic: found.id, partition: number, partition_epoch, leader };
-            Command::ElectLeaders { elections: vec![election] }
+            let partition = found.partition(number)?;
+            let target = partition.target.clone().filter(|_| !done);
+            let held = if done { partition.wanted().to_vec() } else { partition.replicas.clone() };
+            let change = PartitionChange {
+                topic: found.id,
+                partition: number,
+                partition_epoch: partition.partition_epoch.wrapping_sub(u32::from(stale)),
+                leader: (leader > 0).then_some(leader),
+                isr: (1..6).filter(|node| members & (1 << node) != 0).collect(),
+                replicas: if replicas < 32 {
+                    (1..6).filter(|node| replicas & (1 << node) != 0).collect()
+                } else {
+                    held
+                },
+                target,
+            };
+            Command::ChangePartitions { changes: vec![change] }
         }
-        Step::Control => controller::decide(image)?,
-        Step::Deploy { name, topic, consumer } => function(name, topic, consumer),
-        Step::Pause { name, paused: true } => Command::PauseFunction { name: format!("function-{name}") },
-        Step::Pause { name, .. } => Command::ResumeFunction { name: format!("function-{name}") },
-        Step::DeleteFunction { name } => Command::DeleteFunction { name: format!("function-{name}") },
+        _ => return None,
     })
 }
 
-fn check_invariants(image: &MetadataImage) {
+pub(crate) fn check_invariants(image: &MetadataImage) {
     let mut replicas = 0;
     for topic in image.topics() {
         assert_eq!(image.topic_by_id(topic.id), Some(topic));
         assert!(!topic.partitions.is_empty());
         for partition in &topic.partitions {
             replicas += partition.replicas.len() as u64;
-            assert_eq!(partition.replicas.len(), topic.replicas as usize);
-            for (list, what) in [(&partition.replicas, "replicas"), (&partition.isr, "isr")] {
+            assert!(!partition.wanted().is_empty());
+            assert!(partition.wanted().len() >= topic.config.min_insync_replicas as usize);
+            for (list, what) in [
+                (&partition.replicas[..], "replicas"),
+                (&partition.isr, "isr"),
+                (partition.wanted(), "wanted"),
+            ] {
                 let distinct: std::collections::BTreeSet<_> = list.iter().collect();
                 assert_eq!(distinct.len(), list.len(), "{what} are distinct");
             }
@@ -174,6 +191,13 @@ fn check_invariants(image: &MetadataImage) {
                 partition.isr.iter().all(|node| partition.replicas.contains(node)),
                 "the ISR is in the replicas"
             );
+            if let Some(target) = &partition.target {
+                assert!(
+                    target.iter().all(|node| partition.replicas.contains(node)),
+                    "who is wanted has a replica"
+                );
+                assert!(target.len() < partition.replicas.len(), "somebody is left to go");
+            }
             assert!(
                 partition.leader.is_none_or(|leader| partition.isr.contains(&leader)),
                 "the leader is in the ISR"
@@ -195,20 +219,46 @@ fn check_invariants(image: &MetadataImage) {
     }
 }
 
-/// Epochs only rise, and a leader changes only with its epoch, unless it is lost.
-fn check_change(before: &MetadataImage, after: &MetadataImage) {
-    for old in before.topics() {
-        let Some(new) = after.topic_by_id(old.id) else { continue };
-        assert!(new.partitions.len() >= old.partitions.len());
-        for (old, new) in old.partitions.iter().zip(&new.partitions) {
+/// Epochs only rise, a leader changes only with its epoch unless it is lost, and what is in sync is not given up.
+pub(crate) fn check_change(before: &MetadataImage, after: &MetadataImage, command: &Command) {
+    let emptied = |node: NodeId| match command {
+        Command::RegisterBroker(new) => {
+            new.node == node && before.broker(node).is_some_and(|old| old.directory != new.directory)
+        }
+        _ => false,
+    };
+    let by_leader = matches!(command, Command::AlterPartitions { .. });
+    for old_topic in before.topics() {
+        let Some(new_topic) = after.topic_by_id(old_topic.id) else { continue };
+        assert!(new_topic.partitions.len() >= old_topic.partitions.len());
+        for (old, new) in old_topic.partitions.iter().zip(&new_topic.partitions) {
             assert!(new.leader_epoch >= old.leader_epoch && new.partition_epoch >= old.partition_epoch);
             assert!(old == new || new.partition_epoch > old.partition_epoch, "every change raises the epoch");
             let same_leader = new.leader == old.leader || new.leader.is_none();
             assert!(same_leader || new.leader_epoch > old.leader_epoch, "one leader an epoch");
+            assert!(new.leader != old.leader || new.leader_epoch == old.leader_epoch, "the leader goes on");
+            let newcomer = new.isr.iter().find(|member| !old.isr.contains(member));
+            let unclean = old_topic.config.unclean_leader_election
+                && new.isr.len() == 1
+                && new.leader == newcomer.copied()
+                && !old.isr.iter().any(|member| before.is_available(*member));
+            assert!(newcomer.is_none() || by_leader || unclean, "only a leader takes somebody into the ISR");
+            if let (true, Some(newcomer)) = (by_leader, newcomer) {
+                assert!(before.is_available(*newcomer));
+            }
+            let kept =
+                old.isr.is_empty() || !new.isr.is_empty() || old.isr.iter().all(|member| emptied(*member));
+            assert!(kept, "the last one in sync stays, unless its disk is gone");
+            let gone = old.replicas.iter().any(|node| !new.replicas.contains(node));
+            let arrived = new.wanted().iter().all(|node| new.isr.contains(node)) && new.target.is_none();
+            assert!(!gone || arrived || matches!(command, Command::Reassign { .. }));
         }
     }
     for old in before.brokers() {
-        assert!(after.broker(old.node).is_some_and(|new| new.epoch >= old.epoch));
+        assert!(after.broker(old.node).is_some_and(|new| {
+            new.epoch >= old.epoch
+                && (new.drained == old.drained || matches!(command, Command::DrainBroker { .. }))
+        }));
     }
 }
 
@@ -227,7 +277,7 @@ proptest! {
             let before = image.clone();
             let result = image.apply(index, command);
             check_invariants(&image);
-            check_change(&before, &image);
+            check_change(&before, &image, &stored);
             if let Err(rejected) = &result {
                 let mut untouched = before;
                 untouched.index = index;
@@ -243,31 +293,6 @@ proptest! {
                 twin = postcard::from_bytes(&postcard::to_stdvec(&twin).unwrap()).unwrap();
             }
             prop_assert_eq!(&twin, &image);
-        }
-    }
-
-    /// From any image the controller comes to rest, without a choice of its own being refused, and then every
-    /// partition that can have a leader has one that is up, the preferred one if that can.
-    #[test]
-    fn the_controller_settles(steps in prop::collection::vec(step(), 1..60)) {
-        let mut image = MetadataImage::default();
-        for (index, step) in (1..).zip(&steps) {
-            if let Some(command) = command(&image, step) {
-                image.apply(index, command).ok();
-            }
-        }
-        let mut index = image.index();
-        while let Some(decision) = controller::decide(&image) {
-            index += 1;
-            prop_assert!(index < steps.len() as u64 + 10, "the controller does not settle");
-            let before = image.clone();
-            let Ok(Applied::Partitions(results)) = image.apply(index, decision) else { panic!("refused") };
-            prop_assert!(results.iter().all(Result::is_ok), "{results:?}");
-            check_change(&before, &image);
-        }
-        for partition in image.topics().flat_map(|topic| &topic.partitions) {
-            let able = |node: &u64| partition.isr.contains(node) && image.is_available(*node);
-            prop_assert_eq!(partition.leader, partition.replicas.iter().copied().find(able));
         }
     }
 
@@ -287,178 +312,4 @@ proptest! {
         prop_assert!(spread(&held) <= 1, "{held:?}");
         prop_assert!(spread(&led) <= 2, "{led:?}");
     }
-}
-
-/// Brokers 1 to `brokers`, registered and up.
-fn cluster(brokers: u64) -> MetadataImage {
-    let mut image = MetadataImage::default();
-    for node in 1..=brokers {
-        let epoch = 2 * node - 1;
-        image.apply(epoch, register(node)).unwrap();
-        image.apply(epoch + 1, Command::UnfenceBroker { node, epoch }).unwrap();
-    }
-    image
-}
-
-fn apply(image: &mut MetadataImage, command: Command) -> Result<Applied, Rejected> {
-    image.apply(image.index() + 1, command)
-}
-
-#[test]
-fn replicas_are_spread_over_racks() {
-    let mut image = MetadataImage::default();
-    for node in 1..=6 {
-        let Command::RegisterBroker(mut registration) = register(node) else { unreachable!() };
-        registration.rack = Some(format!("rack-{}", node % 3));
-        let Ok(Applied::Broker { epoch }) = apply(&mut image, Command::RegisterBroker(registration)) else {
-            panic!("not registered")
-        };
-        apply(&mut image, Command::UnfenceBroker { node, epoch }).unwrap();
-    }
-    apply(&mut image, create(topic(0), 30, 3)).unwrap();
-    for partition in &image.topic(&topic(0)).unwrap().partitions {
-        let racks: std::collections::BTreeSet<_> = partition.replicas.iter().map(|node| node % 3).collect();
-        assert_eq!(racks.len(), 3, "{:?}", partition.replicas);
-    }
-}
-
-#[test]
-fn refusals_say_what_to_do() {
-    let mut image = cluster(1);
-    let sentence = |image: &mut MetadataImage, command| apply(image, command).unwrap_err().to_string();
-    assert_eq!(
-        sentence(&mut image, create(topic(1), 1, 3)),
-        "3 replicas need 3 brokers, and 1 can take one: ask for fewer, or start more brokers"
-    );
-    assert_eq!(sentence(&mut image, create(topic(1), 0, 1)), "0 partitions are out of range: 1 to 10000");
-    let mut misspelt = create(topic(1), 1, 1);
-    if let Command::CreateTopic(wanted) = &mut misspelt {
-        wanted.config.insert("retention.msec".into(), "1".into());
-    }
-    assert_eq!(
-        sentence(&mut image, misspelt),
-        "topic setting \"retention.msec\" does not exist: did you mean retention.ms?"
-    );
-    let mut strict = create(topic(1), 1, 1);
-    if let Command::CreateTopic(wanted) = &mut strict {
-        wanted.config.insert("min.insync.replicas".into(), "2".into());
-    }
-    assert!(sentence(&mut image, strict).contains("no record could be stored"));
-    assert_eq!(
-        sentence(&mut image, function(1, 1, false)),
-        "topic topic-1 does not exist: create it with `bus topic create topic-1`"
-    );
-    apply(&mut image, create(topic(1), 2, 1)).unwrap();
-    assert!(sentence(&mut image, create(topic(1), 1, 1)).contains("exists already"));
-    let fewer = Command::AlterTopic { topic: topic(1), partitions: Some(1), config: BTreeMap::new() };
-    assert!(sentence(&mut image, fewer).contains("partitions can only be added"));
-    apply(&mut image, function(1, 1, false)).unwrap();
-    apply(&mut image, function(2, 1, true)).unwrap();
-    assert_eq!(
-        sentence(&mut image, Command::DeleteTopic { topic: topic(1) }),
-        "topic topic-1 is in use by functions function-1, function-2: delete them first"
-    );
-    assert!(
-        sentence(&mut image, function(0, 1, true)).contains("reads topic topic-1 for function function-2")
-    );
-    assert!(sentence(&mut image, function(1, 1, true)).contains("delete it first"));
-    apply(&mut image, Command::NameCluster { cluster_id: "a".into() }).unwrap();
-    assert!(
-        sentence(&mut image, Command::NameCluster { cluster_id: "b".into() }).contains("cluster a, not b")
-    );
-}
-
-#[test]
-fn a_topic_of_an_old_name_is_another_topic() {
-    let mut image = cluster(1);
-    let Ok(Applied::Topic { id, created: true }) = apply(&mut image, create(topic(1), 1, 1)) else {
-        panic!()
-    };
-    assert_eq!(id, TopicId(image.index()));
-    apply(&mut image, Command::DeleteTopic { topic: topic(1) }).unwrap();
-    assert_eq!(image.topic_by_id(id), None);
-    let Ok(Applied::Topic { id: new, .. }) = apply(&mut image, create(topic(1), 1, 1)) else { panic!() };
-    assert_ne!(id, new);
-    let mut again = create(topic(1), 1, 1);
-    if let Command::CreateTopic(wanted) = &mut again {
-        wanted.if_not_exists = true;
-    }
-    assert_eq!(apply(&mut image, again), Ok(Applied::Topic { id: new, created: false }));
-}
-
-#[test]
-fn a_broker_that_starts_again_leads_only_once_elected() {
-    let mut image = cluster(3);
-    apply(&mut image, create(topic(1), 3, 3)).unwrap();
-    let led = |image: &MetadataImage, node| {
-        image
-            .topic(&topic(1))
-            .unwrap()
-            .partitions
-            .iter()
-            .filter(|partition| partition.leader == Some(node))
-            .count()
-    };
-    assert_eq!(led(&image, 1), 1);
-    let Ok(Applied::Broker { epoch }) = apply(&mut image, register(1)) else { panic!() };
-    assert_eq!(led(&image, 1), 0);
-    let decision = controller::decide(&image).unwrap();
-    apply(&mut image, decision).unwrap();
-    assert_eq!(led(&image, 1), 0, "another replica in sync leads");
-    assert_eq!(controller::decide(&image), None);
-    apply(&mut image, Command::UnfenceBroker { node: 1, epoch }).unwrap();
-    let decision = controller::decide(&image).unwrap();
-    apply(&mut image, decision).unwrap();
-    assert_eq!(led(&image, 1), 1, "the preferred leader is back");
-
-    // With another directory it has lost its replicas, so it is not in sync any more.
-    let Command::RegisterBroker(mut emptied) = register(1) else { unreachable!() };
-    emptied.directory = DirectoryId([1; 16]);
-    apply(&mut image, Command::RegisterBroker(emptied)).unwrap();
-    assert!(image.topic(&topic(1)).unwrap().partitions.iter().all(|partition| !partition.isr.contains(&1)));
-    let stale = Command::FenceBroker { node: 1, epoch };
-    assert!(matches!(apply(&mut image, stale), Err(Rejected::StaleBrokerEpoch { .. })));
-}
-
-#[test]
-fn versions_are_kept_and_bounded() {
-    let mut image = cluster(1);
-    apply(&mut image, create(topic(1), 1, 1)).unwrap();
-    for version in 1..=15 {
-        assert_eq!(apply(&mut image, function(1, 1, false)), Ok(Applied::Function { version }));
-    }
-    apply(&mut image, function(0, 1, false)).unwrap();
-    apply(&mut image, Command::PauseFunction { name: "function-1".into() }).unwrap();
-    apply(&mut image, function(1, 1, false)).unwrap();
-    let kept = image.function("function-1").unwrap();
-    assert!(kept.paused && kept.current.version == 16 && kept.previous.len() == limits::PREVIOUS_VERSIONS);
-    assert_eq!(kept.previous[0].version, 15);
-    let order: Vec<_> =
-        image.transforms_of(&topic(1)).iter().map(|function| function.name.as_str()).collect();
-    assert_eq!(order, ["function-1", "function-0"], "in order of their first deployment");
-    assert_eq!(image.modules().len(), 2);
-}
-
-#[test]
-fn many_topics_and_partitions_are_cheap() {
-    let mut image = cluster(3);
-    apply(&mut image, create(TopicName::new("wide").unwrap(), 1_000, 3)).unwrap();
-    for number in 0..1_000 {
-        let name = TopicName::new(&format!("narrow-{number}")).unwrap();
-        apply(&mut image, create(name, 1, 1)).unwrap();
-    }
-    // A reader's copy shares all topics but the one that a command changes.
-    let reader = image.clone();
-    assert!(reader.same_topics(&image) && reader.same_brokers(&image));
-    let wide = image.topic(&TopicName::new("wide").unwrap()).unwrap().clone();
-    let leader = wide.partitions[7].leader.unwrap();
-    let epoch = image.broker(leader).unwrap().epoch;
-    let change =
-        IsrChange { topic: wide.id, partition: 7, leader_epoch: 0, partition_epoch: 0, isr: vec![leader] };
-    let applied = apply(&mut image, Command::AlterPartitions { node: leader, epoch, changes: vec![change] });
-    assert_eq!(applied, Ok(Applied::Partitions(vec![Ok(1)])));
-    let shared = reader.topics().zip(image.topics()).filter(|(a, b)| std::sync::Arc::ptr_eq(a, b)).count();
-    assert_eq!(shared, 1_000);
-    let decoded: MetadataImage = postcard::from_bytes(&postcard::to_stdvec(&image).unwrap()).unwrap();
-    assert_eq!(decoded, image);
 }

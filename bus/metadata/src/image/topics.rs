@@ -8,7 +8,7 @@ use bus_protocol::{Epoch, NodeId, PartitionId, TopicConfig, TopicId, TopicName, 
 use serde::{Deserialize, Serialize};
 
 use super::{MetadataImage, Placement};
-use crate::{Applied, Election, IsrChange, Rejected, limits};
+use crate::{Applied, Rejected, limits};
 
 /// A topic.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -36,7 +36,7 @@ impl Topic {
 /// Where a partition stands. The leader is in the ISR, and the ISR within the replicas.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Partition {
-    /// Who holds it; the first is the preferred leader.
+    /// Who holds it; the first is the preferred leader. The target's members stand among them.
     pub replicas: Vec<NodeId>,
     /// Who of them holds all that is committed, in no order that matters. Empty when the last of them lost its
     /// disk.
@@ -45,8 +45,18 @@ pub struct Partition {
     pub leader: Option<NodeId>,
     /// Raised at each election.
     pub leader_epoch: Epoch,
-    /// Raised at each change of any of the above.
+    /// Raised at each change of anything else here.
     pub partition_epoch: u32,
+    /// While the partition is being reassigned: who of the replicas will hold it, the next preferred leader first.
+    /// The others go once all of these are in the ISR.
+    pub target: Option<Vec<NodeId>>,
+}
+
+impl Partition {
+    /// The replicas that it has, or will have once its reassignment is through.
+    pub fn wanted(&self) -> &[NodeId] {
+        self.target.as_deref().unwrap_or(&self.replicas)
+    }
 }
 
 impl MetadataImage {
@@ -85,7 +95,9 @@ impl MetadataImage {
             .iter()
             .try_for_each(|(key, value)| config.set(key, value))
             .map_err(|error| Rejected::InvalidConfig { message: error.to_string() })?;
-        check_in_sync(&config, topic.replicas)?;
+        let wanted = |partition: &Arc<Partition>| partition.wanted().len();
+        let fewest = topic.partitions.iter().map(wanted).min().unwrap_or_default();
+        check_in_sync(&config, topic.replicas.min(u32::try_from(fewest).unwrap_or(u32::MAX)))?;
         let current = partition_count(topic);
         let added = match partitions {
             Some(partitions) if partitions < current => {
@@ -120,89 +132,7 @@ impl MetadataImage {
         Ok(Applied::Done)
     }
 
-    pub(super) fn alter_partitions(
-        &mut self,
-        node: NodeId,
-        epoch: u64,
-        changes: Vec<IsrChange>,
-    ) -> Result<Applied, Rejected> {
-        self.check_broker_epoch(node, epoch)?;
-        check_batch(changes.len())?;
-        Ok(Applied::Partitions(changes.into_iter().map(|change| self.alter_isr(node, change)).collect()))
-    }
-
-    fn alter_isr(&mut self, node: NodeId, change: IsrChange) -> Result<u32, Rejected> {
-        let (topic, partition) = self.find(change.topic, change.partition)?;
-        if partition.leader != Some(node) {
-            let (topic, leader) = (topic.name.clone(), partition.leader);
-            return Err(Rejected::NotLeader { node, topic, partition: change.partition, leader });
-        }
-        if partition.leader_epoch != change.leader_epoch {
-            return Err(Rejected::FencedLeaderEpoch {
-                topic: topic.name.clone(),
-                partition: change.partition,
-                epoch: change.leader_epoch,
-                current: partition.leader_epoch,
-            });
-        }
-        check_partition_epoch(topic, change.partition, partition, change.partition_epoch)?;
-        let ineligible = |member: NodeId, why: &str| Rejected::Ineligible {
-            node: member,
-            wanted: "in the ISR of".into(),
-            topic: topic.name.clone(),
-            partition: change.partition,
-            why: why.into(),
-        };
-        if !change.isr.contains(&node) {
-            return Err(ineligible(node, "the leader cannot leave its own ISR"));
-        }
-        for (place, member) in change.isr.iter().enumerate() {
-            if change.isr[..place].contains(member) {
-                return Err(ineligible(*member, "it is named twice"));
-            }
-            if !partition.replicas.contains(member) {
-                return Err(ineligible(*member, "it holds no replica"));
-            }
-            if !partition.isr.contains(member) && !self.is_available(*member) {
-                return Err(ineligible(*member, "it is fenced"));
-            }
-        }
-        self.change_partition(change.topic, change.partition, |partition| partition.isr = change.isr)
-    }
-
-    pub(super) fn elect_leaders(&mut self, elections: Vec<Election>) -> Result<Applied, Rejected> {
-        check_batch(elections.len())?;
-        Ok(Applied::Partitions(elections.into_iter().map(|election| self.elect_leader(election)).collect()))
-    }
-
-    fn elect_leader(&mut self, election: Election) -> Result<u32, Rejected> {
-        let (topic, partition) = self.find(election.topic, election.partition)?;
-        check_partition_epoch(topic, election.partition, partition, election.partition_epoch)?;
-        if let Some(node) = election.leader {
-            let why = if !partition.isr.contains(&node) {
-                Some("it is not in sync")
-            } else if !self.is_available(node) {
-                Some("it is fenced")
-            } else {
-                None
-            };
-            if let Some(why) = why {
-                return Err(Rejected::Ineligible {
-                    node,
-                    wanted: "the leader of".into(),
-                    topic: topic.name.clone(),
-                    partition: election.partition,
-                    why: why.into(),
-                });
-            }
-        }
-        self.change_partition(election.topic, election.partition, |partition| {
-            partition.leader = election.leader;
-            partition.leader_epoch += 1;
-        })
-    }
-
-    fn find(&self, id: TopicId, number: PartitionId) -> Result<(&Topic, &Partition), Rejected> {
+    pub(super) fn find(&self, id: TopicId, number: PartitionId) -> Result<(&Topic, &Partition), Rejected> {
         let topic = self.topic_by_id(id).ok_or(Rejected::UnknownTopicId { id })?;
         let partition = topic.partition(number).ok_or_else(|| Rejected::UnknownPartition {
             topic: topic.name.clone(),
@@ -213,7 +143,7 @@ impl MetadataImage {
     }
 
     /// Changes a partition that [`Self::find`] has found, and raises its epoch.
-    fn change_partition(
+    pub(super) fn change_partition(
         &mut self,
         id: TopicId,
         number: PartitionId,
@@ -245,7 +175,8 @@ impl MetadataImage {
             .map(|_| {
                 let replicas = placement.next(replicas)?;
                 let (isr, leader) = (replicas.clone(), replicas.first().copied());
-                Ok(Arc::new(Partition { replicas, isr, leader, leader_epoch: 0, partition_epoch: 0 }))
+                let (leader_epoch, partition_epoch, target) = (0, 0, None);
+                Ok(Arc::new(Partition { replicas, isr, leader, leader_epoch, partition_epoch, target }))
             })
             .collect::<Result<Vec<_>, Rejected>>()?;
         self.replicas += more;
@@ -279,7 +210,7 @@ fn check_in_sync(config: &TopicConfig, replicas: u32) -> Result<(), Rejected> {
     Ok(())
 }
 
-fn check_batch(partitions: usize) -> Result<(), Rejected> {
+pub(super) fn check_batch(partitions: usize) -> Result<(), Rejected> {
     if partitions > limits::PARTITIONS_PER_COMMAND {
         let limit = limits::PARTITIONS_PER_COMMAND as u64;
         return Err(Rejected::Full { what: "partitions in one command".into(), limit });
@@ -287,7 +218,7 @@ fn check_batch(partitions: usize) -> Result<(), Rejected> {
     Ok(())
 }
 
-fn check_partition_epoch(
+pub(super) fn check_partition_epoch(
     topic: &Topic,
     number: PartitionId,
     partition: &Partition,

@@ -8,6 +8,8 @@ const ATTRIBUTES: usize = 21;
 const MAX_TIMESTAMP: usize = 35;
 const MAX_TIMESTAMP_END: usize = 43;
 const LOG_APPEND_TIME: u8 = 1 << 3;
+const PRODUCER: usize = 43;
+const PRODUCER_END: usize = 57;
 
 /// Writes the base offset. `batch` begins with a whole, checked batch; shorter bytes are left as they are.
 pub fn set_base_offset(batch: &mut [u8], offset: Offset) {
@@ -27,12 +29,32 @@ pub fn set_append_time(batch: &mut [u8], time: Timestamp) {
     if batch.len() < HEADER_BYTES {
         return;
     }
-    let before = crc32c::crc32c(&batch[CRC_START..MAX_TIMESTAMP_END]);
-    batch[ATTRIBUTES + 1] |= LOG_APPEND_TIME;
-    put(batch, MAX_TIMESTAMP, &time.to_be_bytes());
-    let after = crc32c::crc32c(&batch[CRC_START..MAX_TIMESTAMP_END]);
+    mend(batch, MAX_TIMESTAMP_END, |batch| {
+        batch[ATTRIBUTES + 1] |= LOG_APPEND_TIME;
+        put(batch, MAX_TIMESTAMP, &time.to_be_bytes());
+    });
+}
+
+/// Gives the batch another producer, or other sequence numbers, and mends the CRC: for a producer that numbers anew
+/// what it has not stored (KIP-360). `batch` is exactly one whole, checked batch; shorter bytes are left as they are.
+pub fn set_producer(batch: &mut [u8], id: i64, epoch: i16, base_sequence: i32) {
+    if batch.len() < HEADER_BYTES {
+        return;
+    }
+    mend(batch, PRODUCER_END, |batch| {
+        put(batch, PRODUCER, &id.to_be_bytes());
+        put(batch, PRODUCER + 8, &epoch.to_be_bytes());
+        put(batch, PRODUCER + 10, &base_sequence.to_be_bytes());
+    });
+}
+
+/// Makes a change before `end`, and in the CRC what follows from it.
+fn mend(batch: &mut [u8], end: usize, change: impl FnOnce(&mut [u8])) {
+    let before = crc32c::crc32c(&batch[CRC_START..end]);
+    change(batch);
+    let after = crc32c::crc32c(&batch[CRC_START..end]);
     let whole = u32::from_be_bytes([batch[17], batch[18], batch[19], batch[20]]);
-    let crc = crc32c::crc32c_combine(before ^ after, whole, batch.len() - MAX_TIMESTAMP_END);
+    let crc = crc32c::crc32c_combine(before ^ after, whole, batch.len() - end);
     put(batch, 17, &crc.to_be_bytes());
 }
 

@@ -190,6 +190,23 @@ fn a_batch_takes_its_place_without_a_new_crc() {
 }
 
 #[test]
+fn a_batch_is_numbered_anew_without_reading_it_all() {
+    for compression in [Compression::None, Compression::Lz4] {
+        let mut bytes = build(compression, &sample(9)).into_bytes().to_vec();
+        assign::set_producer(&mut bytes, 1 << 40, 12, i32::MAX);
+        let batch = RecordBatch::parse(bytes.into()).unwrap();
+        batch.validate().unwrap();
+        let header = batch.header();
+        assert_eq!(
+            (header.producer_id, header.producer_epoch, header.base_sequence),
+            (1 << 40, 12, i32::MAX)
+        );
+        assert_eq!(batch.records().unwrap().count(), 9);
+    }
+    assign::set_producer(&mut [0; 60], 1, 1, 1);
+}
+
+#[test]
 fn a_transform_leaves_gaps_and_may_leave_nothing() {
     for compression in Compression::ALL {
         let batch = build(compression, &sample(10));

@@ -4,21 +4,25 @@
 //!   send -> partition by key, by number, or sticky -> Queue: the open batch, encoded in place
 //!                                                       | full, due, or nothing is under way
 //!   Delivery <- settle <- Sender: one task and one produce stream a partition, pipelined, resends in order
+//!                           Flight: what is under way, and its numbers
 //! ```
 
 mod credit;
 mod delivery;
+mod flight;
+mod give_up;
 mod queue;
 mod sender;
 mod settings;
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, Weak};
 use std::time::Duration;
 
+use bus_protocol::request::{Request, Response, TopicInfo};
 use bus_protocol::{PartitionId, Timestamp, TopicName, limits, partition_for_key};
-use tokio::sync::Semaphore;
+use tokio::sync::{Notify, Semaphore};
 use tokio::task::JoinSet;
 
 use credit::Credit;
@@ -36,7 +40,8 @@ const CLOSE: Duration = Duration::from_secs(5);
 /// order in which they were sent. When the last clone is dropped, what is queued is still sent while the runtime runs;
 /// use [`Producer::close`] or [`Producer::flush`] to be sure of it.
 ///
-/// A batch whose acknowledgement is lost is sent again, so it may be stored twice.
+/// A batch whose acknowledgement is lost, or whose leader is, is sent again, to whoever leads then, until the delivery
+/// timeout; it is stored once, in its place, unless idempotence is switched off ([`ProducerBuilder::idempotent`]).
 #[derive(Clone, Debug)]
 pub struct Producer {
     handle: Arc<Handle>,
@@ -61,7 +66,11 @@ pub(crate) struct Shared {
     memory: Semaphore,
     topics: RwLock<HashMap<Box<str>, Arc<Topic>>>,
     tasks: Mutex<JoinSet<()>>,
+    /// The producer's id, once one was needed; locked while it is asked for.
+    id: tokio::sync::Mutex<Option<i64>>,
     closed: AtomicBool,
+    /// Told when it is closed.
+    ended: Arc<Notify>,
     taken: AtomicU64,
     acknowledged: AtomicU64,
     failed: AtomicU64,
@@ -74,6 +83,8 @@ struct Topic {
     queues: Vec<Arc<Queue>>,
     /// Where records without key go until the batch is sent.
     sticky: AtomicU32,
+    /// The same topic with more partitions, once it has some.
+    grown: OnceLock<Arc<Topic>>,
 }
 
 /// What became of a producer's records.
@@ -95,7 +106,9 @@ impl Shared {
             memory: Semaphore::new(settings.buffer_memory),
             topics: RwLock::default(),
             tasks: Mutex::default(),
+            id: tokio::sync::Mutex::default(),
             closed: AtomicBool::new(false),
+            ended: Arc::default(),
             taken: AtomicU64::new(0),
             acknowledged: AtomicU64::new(0),
             failed: AtomicU64::new(0),
@@ -107,22 +120,62 @@ impl Shared {
     }
 
     /// A topic that is not known yet.
-    async fn look_up(&self, name: &str) -> Result<Arc<Topic>, Error> {
+    async fn look_up(self: &Arc<Self>, name: &str) -> Result<Arc<Topic>, Error> {
         if let Some(topic) = self.topic(name) {
             return Ok(topic);
         }
         let info = self.client.topic(&TopicName::new(name)?).await?;
-        let limit = info.config.get("max.message.bytes").and_then(|bytes| bytes.parse().ok());
-        let limit = limit.unwrap_or(limits::DEFAULT_MAX_MESSAGE_BYTES);
-        let queues = (0..).zip(&info.partitions);
-        let queues =
-            queues.map(|(number, _)| Arc::new(Queue::new(info.topic.clone(), number, limit))).collect();
-        let topic = Topic { name: info.topic.clone(), queues, sticky: AtomicU32::new(0) };
         let mut topics = self.topics.write().unwrap_or_else(PoisonError::into_inner);
         if self.closed.load(Ordering::Acquire) {
             return Err(Error::Closed("producer"));
         }
-        Ok(topics.entry(name.into()).or_insert_with(|| Arc::new(topic)).clone())
+        if topics.is_empty() {
+            let grow = grow(Arc::downgrade(self), self.ended.clone(), self.client.metadata_interval());
+            self.tasks.lock().unwrap_or_else(PoisonError::into_inner).spawn(grow);
+        }
+        Ok(topics.entry(name.into()).or_insert_with(|| Arc::new(Topic::new(&info, None))).clone())
+    }
+
+    /// Takes over the partitions that topics have got since.
+    fn grow(&self, info: &TopicInfo) {
+        let mut topics = self.topics.write().unwrap_or_else(PoisonError::into_inner);
+        let Some(topic) = topics.get_mut(info.topic.as_str()) else { return };
+        if info.partitions.len() > topic.queues.len() && !self.closed.load(Ordering::Acquire) {
+            let grown = Arc::new(Topic::new(info, Some(topic)));
+            // Only here, under the lock: it is set once.
+            let _ = topic.grown.set(grown.clone());
+            *topic = grown;
+        }
+    }
+
+    /// The producer's id, another than `spent`; asked for when it is needed first.
+    pub(crate) async fn producer_id(&self, spent: Option<i64>) -> Result<i64, Error> {
+        let mut id = self.id.lock().await;
+        if let Some(id) = *id
+            && Some(id) != spent
+        {
+            return Ok(id);
+        }
+        match self.client.read(Request::InitProducer).await? {
+            Response::Producer { id: new } => Ok(*id.insert(new)),
+            _ => Err(Error::Protocol("no producer id where one was asked for".to_owned())),
+        }
+    }
+
+    /// Counts records that left the queue.
+    pub(crate) fn count_taken(&self, records: u64) {
+        self.taken.fetch_add(records, Ordering::AcqRel);
+    }
+
+    /// Counts records that are settled.
+    pub(crate) fn count(&self, records: u64, acknowledged: bool) {
+        let counter = if acknowledged { &self.acknowledged } else { &self.failed };
+        counter.fetch_add(records, Ordering::AcqRel);
+    }
+
+    /// Frees the memory of a batch.
+    pub(crate) fn give_back(&self, bytes: usize) {
+        self.memory.add_permits(bytes);
     }
 
     fn queues(&self) -> Vec<Arc<Queue>> {
@@ -136,6 +189,7 @@ impl Shared {
             let _topics = self.topics.write().unwrap_or_else(PoisonError::into_inner);
             self.closed.store(true, Ordering::Release);
         }
+        self.ended.notify_one();
         self.queues().iter().for_each(|queue| queue.close());
     }
 
@@ -146,7 +200,10 @@ impl Shared {
 
     /// Queues a record, and waits only for memory.
     #[inline]
-    async fn append(self: &Arc<Self>, topic: &Topic, record: &Record<'_>) -> Result<Delivery, Error> {
+    async fn append(self: &Arc<Self>, mut topic: &Topic, record: &Record<'_>) -> Result<Delivery, Error> {
+        while let Some(grown) = topic.grown.get() {
+            topic = grown;
+        }
         let timestamp = record.timestamp.unwrap_or_else(|| self.client.clock().timestamp());
         let mut credit = Credit::new(&self.memory);
         loop {
@@ -194,7 +251,41 @@ impl Shared {
     }
 }
 
+/// Looks for new partitions until the producer is closed, or gone.
+async fn grow(shared: Weak<Shared>, ended: Arc<Notify>, interval: Duration) {
+    loop {
+        tokio::select! { () = tokio::time::sleep(interval) => {} () = ended.notified() => return }
+        let Some(shared) = shared.upgrade() else { return };
+        let topics: Vec<_> = {
+            let topics = shared.topics.read().unwrap_or_else(PoisonError::into_inner);
+            topics.values().map(|topic| topic.name.clone()).collect()
+        };
+        for topic in topics {
+            tokio::select! {
+                info = shared.client.refresh_within(&topic, interval / 2) => match info {
+                    Ok(info) => shared.grow(&info),
+                    Err(error) => tracing::debug!(%topic, %error, "whether it has new partitions is not known"),
+                },
+                () = ended.notified() => return,
+            }
+        }
+    }
+}
+
 impl Topic {
+    /// A topic as it is now, with the partitions that there were before.
+    fn new(info: &TopicInfo, before: Option<&Self>) -> Self {
+        let limit = info.config.get("max.message.bytes").and_then(|bytes| bytes.parse().ok());
+        let limit = limit.unwrap_or(limits::DEFAULT_MAX_MESSAGE_BYTES);
+        let mut queues = before.map(|before| before.queues.clone()).unwrap_or_default();
+        for number in (0..).zip(&info.partitions).map(|(number, _)| number).skip(queues.len()) {
+            queues.push(Arc::new(Queue::new(info.topic.clone(), number, limit)));
+        }
+        let sticky = before.map_or(0, |before| before.sticky.load(Ordering::Relaxed));
+        let sticky = AtomicU32::new(sticky);
+        Self { name: info.topic.clone(), queues, sticky, grown: OnceLock::new() }
+    }
+
     fn partitions(&self) -> u32 {
         u32::try_from(self.queues.len()).unwrap_or(u32::MAX)
     }
@@ -293,8 +384,12 @@ impl TopicProducer {
         self.handle.0.append(&self.topic, &record).await
     }
 
-    /// How many partitions the topic had when this was made.
+    /// How many partitions the topic has, as far as this producer has heard.
     pub fn partitions(&self) -> u32 {
-        self.topic.partitions()
+        let mut topic = &self.topic;
+        while let Some(grown) = topic.grown.get() {
+            topic = grown;
+        }
+        topic.partitions()
     }
 }

@@ -226,6 +226,6 @@ pub(crate) struct Sealed {
     pub(crate) charged: usize,
     pub(crate) records: u64,
     pub(crate) deadline: Instant,
-    /// Whether any of it may have reached a broker.
+    /// Whether any of it may have reached a broker, under the number that it has now.
     pub(crate) sent: bool,
 }

@@ -1,38 +1,32 @@
-//! One partition's task: its produce stream, what is under way on it, and what is done when it breaks.
+//! One partition's task: its produce stream, and what is done when it breaks, or its leader does.
 
-use std::collections::VecDeque;
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use bus_protocol::batch::BatchError;
 use bus_protocol::produce::{Acks, ProduceAck, ProduceAnswer, ProduceOpen, ProduceOpened};
 use bus_protocol::{ErrorCode, StreamKind, WireError};
-use bus_transport::{RecvStream, SendStream};
-use tokio::time::{Instant, sleep_until, timeout_at};
+use bus_transport::{Connection, RecvStream, SendStream};
+use bytes::Bytes;
+use tokio::sync::Notify;
+use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 
 use super::Shared;
+use super::flight::{Flight, Numbers};
+use super::give_up::is_of_a_batch;
 use super::queue::{Open, Queue, Sealed, Take};
-use crate::backoff::Backoff;
-use crate::metadata::is_stale;
+use crate::leader::{Leader, Retry, SILENCE};
 use crate::{Error, client::Client};
 
-/// How often the deadlines of what is under way are looked at.
-const WATCH: Duration = Duration::from_millis(500);
 /// How long a broker may take to answer the opening of a stream, or to take its end.
 const OPEN: Duration = Duration::from_secs(10);
 
 pub(crate) struct Sender {
-    shared: Arc<Shared>,
-    queue: Arc<Queue>,
+    pub(super) shared: Arc<Shared>,
+    pub(super) queue: Arc<Queue>,
     flight: Mutex<Flight>,
-}
-
-/// What was taken from the queue and is not settled, in order.
-#[derive(Default)]
-struct Flight {
-    batches: VecDeque<Sealed>,
-    /// How many of them, from the front, were written to the stream there is now.
-    written: usize,
+    /// The leader owes an answer again.
+    owing: Notify,
 }
 
 /// Why a stream is no more.
@@ -41,16 +35,27 @@ enum End {
     Closed,
     /// The stream or its partition's leader failed: what is under way is sent again on another.
     Broken(Error),
+    /// The leader is silent, and another leads by now.
+    Replaced,
+    /// What is under way has other numbers now: it is sent again.
+    Renumbered,
     /// The oldest batch's time is over.
     Late,
 }
 
+/// A produce stream that its leader takes batches from.
+struct Stream {
+    connection: Connection,
+    send: SendStream,
+    recv: RecvStream,
+}
+
 impl Sender {
     pub(crate) fn new(shared: Arc<Shared>, queue: Arc<Queue>) -> Self {
-        Self { shared, queue, flight: Mutex::default() }
+        Self { shared, queue, flight: Mutex::default(), owing: Notify::new() }
     }
 
-    fn flight(&self) -> MutexGuard<'_, Flight> {
+    pub(super) fn flight(&self) -> MutexGuard<'_, Flight> {
         self.flight.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -60,53 +65,68 @@ impl Sender {
 
     /// Runs until the producer is closed and all is settled.
     pub(crate) async fn run(self) {
-        let mut backoff = Backoff::default();
-        let mut cause = None;
+        let (mut retry, mut cause, mut hint) = (Retry::default(), None, None);
         loop {
-            if self.flight().batches.is_empty() && !self.gather().await {
+            if self.flight().is_empty() && !self.gather().await {
                 return;
             }
-            let before = self.shared.acknowledged.load(Ordering::Relaxed);
-            match self.session().await {
+            let mut leader = None;
+            match self.session(hint.take(), &mut leader, &mut retry).await {
                 End::Closed => return,
-                End::Late => {}
+                End::Renumbered => {}
+                End::Late => self.fail_late(cause.as_ref()),
+                End::Replaced => {
+                    cause = Some(Error::from(bus_transport::Error::Silent));
+                    self.fail_late(cause.as_ref());
+                }
                 End::Broken(error) => {
                     let (topic, partition) = (&self.queue.topic, self.queue.partition);
                     tracing::debug!(%topic, partition, %error, "a produce stream ended");
-                    if is_stale(&error) {
-                        self.client().forget_topic(topic);
-                    }
                     if self.shared.settings.acks == Acks::None && is_of_a_batch(&error) {
                         self.drop_culprit(&error);
-                    } else if !error.is_retriable() {
+                    } else if retry.is_final(&error) {
                         self.fail_all(&error);
+                        self.client().forget_topic(topic);
+                        retry.reset();
+                        continue;
                     }
+                    self.fail_late(Some(&error));
+                    let wait = retry.wait(self.client(), topic, partition, leader.as_mut(), &error);
+                    hint = self.until_late(wait).await.flatten();
+                    self.fail_late(Some(&error));
                     cause = Some(error);
                 }
             }
-            if self.shared.acknowledged.load(Ordering::Relaxed) != before {
-                backoff.reset();
-            }
-            self.fail_late(cause.as_ref());
-            tokio::time::sleep(backoff.next()).await;
+        }
+    }
+
+    /// `None` where the oldest record's time is over first.
+    async fn until_late<T>(&self, future: impl Future<Output = T>) -> Option<T> {
+        let (deadline, waiting) = {
+            let flight = self.flight();
+            (flight.deadline(), flight.waiting.as_ref().map(|open| open.since))
+        };
+        let queued = || {
+            let since = waiting.or_else(|| self.queue.oldest())?;
+            Some(since + self.shared.settings.delivery_timeout)
+        };
+        match deadline.or_else(queued) {
+            Some(deadline) => timeout_at(deadline, future).await.ok(),
+            None => Some(future.await),
         }
     }
 
     /// Waits for the first batch; `false` where none comes any more.
     async fn gather(&self) -> bool {
         loop {
-            let due = match self.queue.take(true, &self.shared.settings) {
-                Take::Batch(open) => match self.seal(open) {
-                    Some(sealed) => {
-                        self.flight().batches.push_back(sealed);
-                        return true;
-                    }
-                    None => continue,
-                },
+            match self.queue.take(true, &self.shared.settings) {
+                Take::Batch(open) => {
+                    self.flight().waiting = Some(open);
+                    return true;
+                }
                 Take::Closed => return false,
-                Take::Wait(due) => due,
-            };
-            self.wait(due).await;
+                Take::Wait(due) => self.wait(due).await,
+            }
         }
     }
 
@@ -117,62 +137,50 @@ impl Sender {
         }
     }
 
-    /// Builds a batch: compression and CRC, here rather than where records are sent.
-    fn seal(&self, open: Open) -> Option<Sealed> {
-        let records = open.builder.len() as u64;
-        self.shared.taken.fetch_add(records, Ordering::AcqRel);
-        let mut sealed = Sealed {
-            bytes: bytes::Bytes::new(),
-            outcome: open.outcome,
-            charged: open.charged,
-            records,
-            deadline: open.since + self.shared.settings.delivery_timeout,
-            sent: false,
-        };
-        match open.builder.build() {
-            Ok(bytes) => {
-                sealed.bytes = bytes;
-                Some(sealed)
-            }
-            Err(error) => {
-                self.settle(&sealed, Err(Error::Invalid(error.to_string())));
-                None
-            }
-        }
-    }
-
-    /// Settles a batch that is not, or no more, in the flight.
-    fn settle(&self, batch: &Sealed, outcome: Result<ProduceAck, Error>) {
-        let counter = if outcome.is_ok() { &self.shared.acknowledged } else { &self.shared.failed };
-        counter.fetch_add(batch.records, Ordering::AcqRel);
+    /// Settles records that are not, or no more, in the flight.
+    pub(super) fn settle(&self, batch: &Sealed, outcome: Result<ProduceAck, Error>) {
+        self.shared.count(batch.records, outcome.is_ok());
         self.queue.settled(&batch.outcome);
         batch.outcome.settle(outcome);
-        self.shared.memory.add_permits(batch.charged);
+        self.shared.give_back(batch.charged);
     }
 
     /// One stream, from its opening until it ends.
-    async fn session(&self) -> End {
-        let now = Instant::now();
-        let front = {
-            let mut flight = self.flight();
-            flight.written = 0;
-            flight.batches.front().map_or(now, |batch| batch.deadline)
-        };
-        let (mut send, mut recv) = match timeout_at(front.min(now + OPEN), self.open()).await {
-            Ok(Ok(streams)) => streams,
-            Ok(Err(error)) => return End::Broken(error),
-            Err(_) if front <= Instant::now() => return End::Late,
-            Err(_) => {
-                return End::Broken(Error::NoAnswer {
-                    request: "the opening of a produce stream",
-                    after: OPEN,
-                });
+    async fn session(
+        &self,
+        hint: Option<bus_protocol::NodeId>,
+        target: &mut Option<Leader>,
+        retry: &mut Retry,
+    ) -> End {
+        self.flight().begin();
+        let opened = self.until_late(async {
+            let (topic, partition) = (&self.queue.topic, self.queue.partition);
+            self.identify().await?;
+            let found = self.client().leader(topic, partition, hint).await?;
+            let leader = target.insert(found);
+            let address = leader.address.clone();
+            tokio::select! {
+                stream = self.open(&address) => stream.map(Some),
+                () = async {
+                    sleep(self.client().patience(leader)).await;
+                    self.client().until_replaced(topic, partition, leader).await;
+                } => Ok(None),
+                () = sleep(OPEN) => {
+                    Err(Error::NoAnswer { request: "the opening of a produce stream", after: OPEN })
+                }
             }
+        });
+        let Stream { connection, mut send, mut recv } = match opened.await {
+            Some(Ok(Some(stream))) => stream,
+            Some(Ok(None)) => return End::Replaced,
+            Some(Err(error)) => return End::Broken(error),
+            None => return End::Late,
         };
+        let Some(leader) = target.as_mut() else { unreachable!("a stream is opened to a leader") };
         let end = tokio::select! {
             end = self.write(&mut send) => end,
-            end = self.read(&mut recv) => end,
-            () = self.watch() => End::Late,
+            end = self.read(&mut recv, retry) => end,
+            end = self.watch(leader, &connection) => end,
         };
         match end {
             End::Closed => {
@@ -186,17 +194,33 @@ impl Sender {
         end
     }
 
-    async fn open(&self) -> Result<(SendStream, RecvStream), Error> {
+    /// Makes sure that batches can be numbered.
+    async fn identify(&self) -> Result<(), Error> {
+        if !self.shared.settings.numbers_batches() || self.flight().numbers().is_some() {
+            return Ok(());
+        }
+        let spent = self.flight().spent();
+        let id = self.shared.producer_id(spent).await?;
+        self.flight().restart(Numbers::new(id));
+        Ok(())
+    }
+
+    /// Whether nothing can be numbered: the id's epochs are used up, or it is somebody else's. The next stream starts
+    /// under another.
+    fn lacks_id(&self, flight: &Flight) -> bool {
+        self.shared.settings.numbers_batches() && flight.numbers().is_none()
+    }
+
+    async fn open(&self, address: &str) -> Result<Stream, Error> {
         let (topic, partition) = (self.queue.topic.clone(), self.queue.partition);
-        let leader = self.client().leader(&topic, partition).await?;
-        let connection = self.client().pool().get(&leader).await?;
+        let connection = self.client().pool().get(address).await?;
         let (mut send, mut recv) = connection.open(StreamKind::Produce).await?;
         let acks = self.shared.settings.acks;
         send.write_frame(&ProduceOpen { topic, partition, acks }, &[]).await?;
         let answer = recv.read_frame::<Result<ProduceOpened, WireError>>().await?;
         let (opened, _) = answer.ok_or(bus_transport::Error::Truncated)?;
         opened?;
-        Ok((send, recv))
+        Ok(Stream { connection, send, recv })
     }
 
     /// Sends what is due, as long as no more is under way than may be.
@@ -215,7 +239,7 @@ impl Sender {
                 return End::Broken(error.into());
             }
             if self.shared.settings.acks == Acks::None {
-                let batch = self.take_front();
+                let batch = self.flight().answered();
                 if let Some(batch) = batch {
                     self.settle(&batch, Ok(ProduceAck { base_offset: -1, append_time: None }));
                 }
@@ -224,43 +248,74 @@ impl Sender {
     }
 
     /// The next batch to write, or what to wait for.
-    fn next(&self) -> Result<bytes::Bytes, Take> {
+    fn next(&self) -> Result<Bytes, Take> {
         let settings = &self.shared.settings;
         let mut flight = self.flight();
-        if flight.written == flight.batches.len() {
-            if flight.batches.len() >= settings.in_flight {
+        let idle = flight.owed_since().is_none();
+        if self.lacks_id(&flight) {
+            return Err(Take::Wait(None));
+        }
+        if flight.takes_new() {
+            if flight.len() >= settings.in_flight {
                 return Err(Take::Wait(None));
             }
-            match self.queue.take(flight.batches.is_empty(), settings) {
-                Take::Batch(open) => match self.seal(open) {
-                    Some(sealed) => flight.batches.push_back(sealed),
-                    // Settled as failed: on to the next.
-                    None => return Err(Take::Wait(Some(Instant::now()))),
-                },
-                Take::Closed if !flight.batches.is_empty() => return Err(Take::Wait(None)),
+            let taken = match flight.waiting.take() {
+                Some(open) => Take::Batch(open),
+                None => self.queue.take(flight.is_empty(), settings),
+            };
+            match taken {
+                Take::Batch(open) => {
+                    if let Err((sealed, error)) = self.seal(&mut flight, open) {
+                        drop(flight);
+                        self.settle(&sealed, Err(Error::Invalid(error.to_string())));
+                        // On to the next.
+                        return Err(Take::Wait(Some(Instant::now())));
+                    }
+                }
+                Take::Closed if !flight.is_empty() => return Err(Take::Wait(None)),
                 other => return Err(other),
             }
         }
-        let index = flight.written;
-        flight.written += 1;
-        match flight.batches.get_mut(index) {
-            Some(batch) => {
-                batch.sent = true;
-                Ok(batch.bytes.clone())
+        let Some(bytes) = flight.write() else { return Err(Take::Wait(None)) };
+        if idle {
+            self.owing.notify_one();
+        }
+        Ok(bytes)
+    }
+
+    /// Numbers a batch and builds it: compression and CRC, here rather than where records are sent.
+    fn seal(&self, flight: &mut Flight, mut open: Open) -> Result<(), (Box<Sealed>, BatchError)> {
+        let records = open.builder.len() as u64;
+        self.shared.count_taken(records);
+        let numbered = flight.number(records);
+        if let Some((numbers, first)) = numbered {
+            open.builder.set_producer(numbers.id, numbers.epoch, first);
+        }
+        let mut sealed = Sealed {
+            bytes: Bytes::new(),
+            outcome: open.outcome,
+            charged: open.charged,
+            records,
+            deadline: open.since + self.shared.settings.delivery_timeout,
+            sent: false,
+        };
+        match open.builder.build() {
+            Ok(bytes) => {
+                sealed.bytes = bytes;
+                flight.push(sealed);
+                Ok(())
             }
-            None => unreachable!("fewer batches are written than there are"),
+            Err(error) => {
+                if let Some((_, first)) = numbered {
+                    flight.unnumber(first);
+                }
+                Err((Box::new(sealed), error))
+            }
         }
     }
 
-    fn take_front(&self) -> Option<Sealed> {
-        let mut flight = self.flight();
-        let batch = flight.batches.pop_front();
-        flight.written = flight.written.saturating_sub(1);
-        batch
-    }
-
     /// Matches answers with batches, in order.
-    async fn read(&self, recv: &mut RecvStream) -> End {
+    async fn read(&self, recv: &mut RecvStream, retry: &mut Retry) -> End {
         loop {
             let answer = match recv.read_frame::<ProduceAnswer>().await {
                 Ok(Some((answer, _))) => answer,
@@ -268,98 +323,117 @@ impl Sender {
                 Err(error) => return End::Broken(error.into()),
             };
             match answer {
-                // What follows it is refused too, or would be stored before it: all of it is sent again.
-                Err(refusal) if refusal.code.is_retriable() => return End::Broken(refusal.into()),
-                Err(refusal) if self.shared.settings.acks == Acks::None => {
-                    return End::Broken(refusal.into());
-                }
-                answer => {
-                    if self.flight().written == 0 {
-                        let error = Error::Protocol("it acknowledges what was not sent".to_owned());
-                        return End::Broken(error);
+                Err(refusal) => {
+                    if let Some(end) = self.refused(refusal) {
+                        return end;
                     }
-                    if let Some(batch) = self.take_front() {
-                        self.settle(&batch, answer.map_err(Error::from));
-                    }
-                    // A place is free.
-                    self.queue.work.notify_one();
                 }
-            }
-        }
-    }
-
-    /// Waits until the oldest batch under way is late.
-    async fn watch(&self) {
-        loop {
-            let now = Instant::now();
-            let deadline = self.flight().batches.front().map(|batch| batch.deadline);
-            if deadline.is_some_and(|deadline| deadline <= now) {
-                return;
-            }
-            sleep_until(deadline.map_or(now + WATCH, |deadline| deadline.min(now + WATCH))).await;
-        }
-    }
-
-    /// Fails what is late, with the last cause.
-    fn fail_late(&self, cause: Option<&Error>) {
-        let after = self.shared.settings.delivery_timeout;
-        let late = |since: Instant| since <= Instant::now();
-        let cause = cause.map_or_else(|| "the broker does not answer".to_owned(), ToString::to_string);
-        loop {
-            let front = self.flight().batches.front().map(|batch| late(batch.deadline));
-            match front {
-                Some(true) => {
-                    let Some(batch) = self.take_front() else { return };
-                    let cause = cause.clone();
-                    let error = if batch.sent {
-                        Error::NotAcknowledged { after, cause }
-                    } else {
-                        Error::NotSent { after, cause }
+                Ok(ack) => {
+                    let (batch, lacks_id) = {
+                        let mut flight = self.flight();
+                        let batch = flight.answered();
+                        flight.close_gap();
+                        (batch, self.lacks_id(&flight))
                     };
-                    self.settle(&batch, Err(error));
-                }
-                Some(false) => return,
-                None if self.queue.oldest().is_some_and(|since| late(since + after)) => {
-                    if let Take::Batch(open) = self.queue.take(true, &self.shared.settings)
-                        && let Some(sealed) = self.seal(open)
-                    {
-                        self.flight().batches.push_back(sealed);
+                    let Some(batch) = batch else { return unasked() };
+                    self.settle(&batch, Ok(ack));
+                    retry.reset();
+                    if lacks_id {
+                        return End::Renumbered;
                     }
                 }
-                None => return,
             }
+            // A place is free.
+            self.queue.work.notify_one();
         }
     }
 
-    /// Without acknowledgements a refusal ends the stream, and what it refuses was settled when it was written. Only
-    /// where it is too large may it be refused while it is being written still.
-    fn drop_culprit(&self, error: &Error) {
-        let being_written = self.flight().written > 0;
-        if being_written
-            && error.code() == Some(ErrorCode::MessageTooLarge)
-            && let Some(batch) = self.take_front()
-        {
-            self.settle(&batch, Err(error.clone()));
+    /// A batch is refused: for now, which ends the stream; or for good, and then those behind it have no number any
+    /// more that follows on another.
+    fn refused(&self, refusal: WireError) -> Option<End> {
+        let settings = &self.shared.settings;
+        let mut flight = self.flight();
+        match refusal.code {
+            ErrorCode::OutOfOrderSequence if flight.has_gap() => {
+                flight.raise_epoch();
+                return Some(End::Renumbered);
+            }
+            ErrorCode::OutOfOrderSequence if settings.numbers_batches() => {
+                let Some(batch) = flight.answered() else { return Some(unasked()) };
+                flight.raise_epoch();
+                drop(flight);
+                let (topic, partition) = (self.queue.topic.clone(), self.queue.partition);
+                tracing::warn!(%topic, partition, error = %refusal, "the partition has lost records of this producer");
+                let error = Error::SequenceLost { topic, partition, message: refusal.message };
+                self.settle(&batch, Err(error));
+                return Some(End::Renumbered);
+            }
+            ErrorCode::FencedProducer if settings.numbers_batches() => {
+                let fenced = flight.fail_sent();
+                flight.lose_id();
+                drop(flight);
+                tracing::warn!(topic = %self.queue.topic, error = %refusal, "somebody else has this producer's id");
+                let error = Error::from(refusal);
+                fenced.iter().for_each(|batch| self.settle(batch, Err(error.clone())));
+                return Some(End::Renumbered);
+            }
+            // What follows it is refused too, or would be stored before it: all of it is sent again.
+            code if code.is_retriable() => return Some(End::Broken(refusal.into())),
+            _ if settings.acks == Acks::None => return Some(End::Broken(refusal.into())),
+            _ => {}
         }
+        let asked = flight.owed_since().is_some();
+        let Some(batch) = asked.then(|| flight.fail_front()).flatten() else { return Some(unasked()) };
+        flight.close_gap();
+        let end = self.lacks_id(&flight).then_some(End::Renumbered);
+        drop(flight);
+        self.settle(&batch, Err(refusal.into()));
+        end
     }
 
-    /// Fails everything there is: nothing of it can succeed.
-    fn fail_all(&self, error: &Error) {
+    /// Waits until the oldest batch under way is late, or its leader has been silent and is replaced.
+    async fn watch(&self, leader: &mut Leader, connection: &Connection) -> End {
+        let (topic, partition) = (&self.queue.topic, self.queue.partition);
         loop {
-            while let Some(batch) = self.take_front() {
-                self.settle(&batch, Err(error.clone()));
+            let (owed, deadline) = {
+                let flight = self.flight();
+                (flight.owed_since(), flight.deadline())
+            };
+            let now = Instant::now();
+            if deadline.is_some_and(|deadline| deadline <= now) {
+                return End::Late;
             }
-            self.queue.hurry();
-            let Take::Batch(open) = self.queue.take(true, &self.shared.settings) else { return };
-            if let Some(sealed) = self.seal(open) {
-                self.flight().batches.push_back(sealed);
+            let deadline = deadline.unwrap_or(now + OPEN);
+            let Some(owed) = owed else {
+                tokio::select! { () = self.owing.notified() => {} () = sleep_until(deadline) => {} }
+                continue;
+            };
+            if owed + SILENCE > now {
+                sleep_until((owed + SILENCE).min(deadline)).await;
+                continue;
             }
+            let heard = connection.stats().received_bytes;
+            tokio::select! {
+                () = self.client().until_replaced(topic, partition, leader) => {
+                    if connection.stats().received_bytes == heard {
+                        self.client().pool().abandon(&leader.address, connection);
+                    }
+                    return End::Replaced;
+                }
+                () = self.until_answered(owed) => {}
+                () = sleep_until(deadline) => {}
+            }
+        }
+    }
+
+    /// Resolves some time after the leader has answered.
+    async fn until_answered(&self, owed: Instant) {
+        while self.flight().owed_since() == Some(owed) {
+            sleep(SILENCE).await;
         }
     }
 }
 
-/// Whether it is one batch that was refused, and not the stream: the next batch may well be taken.
-fn is_of_a_batch(error: &Error) -> bool {
-    let codes = [ErrorCode::RecordRefused, ErrorCode::MessageTooLarge, ErrorCode::CorruptBatch];
-    error.code().is_some_and(|code| codes.contains(&code))
+fn unasked() -> End {
+    End::Broken(Error::Protocol("it acknowledges what was not sent".to_owned()))
 }

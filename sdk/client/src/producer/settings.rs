@@ -18,6 +18,15 @@ pub(crate) struct Settings {
     pub(crate) buffer_memory: usize,
     pub(crate) delivery_timeout: Duration,
     pub(crate) in_flight: usize,
+    /// As it was asked for, if it was.
+    pub(crate) idempotent: Option<bool>,
+}
+
+impl Settings {
+    /// Whether batches carry a producer's id and sequence numbers.
+    pub(crate) fn numbers_batches(&self) -> bool {
+        self.idempotent.unwrap_or(true) && self.acks == Acks::All
+    }
 }
 
 /// A producer's settings.
@@ -36,7 +45,8 @@ impl ProducerBuilder {
             batch_bytes: 256 << 10,
             buffer_memory: 32 << 20,
             delivery_timeout: Duration::from_secs(120),
-            in_flight: 64,
+            in_flight: limits::PRODUCER_BATCHES_REMEMBERED,
+            idempotent: None,
         };
         Self { client, settings }
     }
@@ -44,6 +54,13 @@ impl ProducerBuilder {
     /// When a record counts as produced. Default: [`Acks::All`].
     pub fn acks(mut self, acks: Acks) -> Self {
         self.settings.acks = acks;
+        self
+    }
+
+    /// Whether a batch that is sent again, since its acknowledgement was lost, is recognised and stored once. Default:
+    /// yes with [`Acks::All`], which it needs: asked for with other acks it is refused by [`ProducerBuilder::build`].
+    pub fn idempotent(mut self, idempotent: bool) -> Self {
+        self.settings.idempotent = Some(idempotent);
         self
     }
 
@@ -89,6 +106,7 @@ impl ProducerBuilder {
     /// Checks the settings, and builds.
     pub async fn build(self) -> Result<Producer, Error> {
         let Settings { batch_bytes, buffer_memory, in_flight, delivery_timeout, linger, .. } = self.settings;
+        let Settings { acks, idempotent, .. } = self.settings;
         let invalid = |what: String| Err(Error::Invalid(what));
         if !(1 << 10..=limits::MAX_MESSAGE_BYTES).contains(&batch_bytes) {
             return invalid(format!("batch of {batch_bytes} bytes is out of range: 1KiB to 32MiB"));
@@ -98,8 +116,14 @@ impl ProducerBuilder {
                 "buffer memory of {buffer_memory} bytes is out of range: one batch to 2GiB"
             ));
         }
-        if !(1..=limits::PRODUCE_BATCHES_IN_FLIGHT).contains(&in_flight) {
-            let most = limits::PRODUCE_BATCHES_IN_FLIGHT;
+        if idempotent == Some(true) && acks != Acks::All {
+            return invalid(format!(
+                "an idempotent producer needs acks=all, not {acks:?}: what is not committed may be lost and not be \
+                 recognised"
+            ));
+        }
+        let most = limits::PRODUCE_BATCHES_IN_FLIGHT.min(limits::PRODUCER_BATCHES_REMEMBERED);
+        if !(1..=most).contains(&in_flight) {
             return invalid(format!("{in_flight} batches in flight are out of range: 1 to {most}"));
         }
         if delivery_timeout <= linger {

@@ -1,15 +1,14 @@
 //! A reader's settings, and where it starts.
 
-use std::sync::Arc;
-
 use bus_protocol::fetch::Isolation;
 use bus_protocol::request::Position;
 use bus_protocol::{Offset, PartitionId, Timestamp, TopicName};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
-use super::fetch::{Consumed, Fetcher, range};
-use super::{Reader, Source};
+use super::discovery::Discovery;
+use super::fetch::range;
+use super::{Reader, Start};
 use crate::{Client, Error};
 
 /// Pushes that may wait for the program beside the limit on their bytes.
@@ -57,7 +56,8 @@ impl ReaderBuilder {
         }
     }
 
-    /// Only these partitions, of every topic. Default: all.
+    /// Only these partitions, of every topic. Default: all, and those that a topic gets later: those are read from their
+    /// first record (not with `until_end`), and found within the client's metadata interval.
     pub fn partitions(mut self, partitions: impl IntoIterator<Item = PartitionId>) -> Self {
         self.partitions = Some(partitions.into_iter().collect());
         self
@@ -92,6 +92,7 @@ impl ReaderBuilder {
     /// not exist, or an offset is out of range.
     pub async fn build(self) -> Result<Reader, Error> {
         let mut starts = Vec::new();
+        let mut known = Vec::new();
         for name in &self.topics {
             let topic = TopicName::new(name)?;
             let info = self.client.refresh(&topic).await?;
@@ -101,11 +102,12 @@ impl ReaderBuilder {
                 return Err(Error::UnknownPartition { topic, partition, partitions: count });
             }
             starts.extend(self.starts(&topic, &partitions).await?);
+            known.push((topic, count));
         }
         if starts.is_empty() {
             return Err(Error::Invalid("a reader reads at least one partition".to_owned()));
         }
-        Ok(self.start(starts))
+        Ok(self.start(starts, known))
     }
 
     /// Where to start, and to stop, in each partition.
@@ -146,35 +148,21 @@ impl ReaderBuilder {
             .collect())
     }
 
-    fn start(self, starts: Vec<Start>) -> Reader {
+    fn start(self, starts: Vec<Start>, known: Vec<(TopicName, u32)>) -> Reader {
         let window = (self.prefetch_bytes / starts.len()).max(LEAST_WINDOW) as u64;
         let (sender, fetched) = mpsc::channel(PUSHES);
+        let finds_more = self.partitions.is_none() && !self.until_end;
+        let mut discovery = Discovery::new(self.client, self.isolation, window);
         let mut tasks = JoinSet::new();
         let mut sources = Vec::with_capacity(starts.len());
-        for (source, Start { topic, partition, from, until }) in starts.into_iter().enumerate() {
-            let consumed = Arc::new(Consumed::default());
-            let fetcher = Fetcher {
-                client: self.client.clone(),
-                source,
-                topic: topic.clone(),
-                partition,
-                isolation: self.isolation,
-                next: from,
-                until,
-                window,
-                consumed: consumed.clone(),
-                fetched: sender.clone(),
-            };
+        for start in starts {
+            let (source, fetcher) = discovery.source(start, sender.clone());
             tasks.spawn(fetcher.run());
-            sources.push(Source { topic, partition, from, until: until.unwrap_or(Offset::MAX), consumed });
+            sources.push(source);
+        }
+        if finds_more {
+            tasks.spawn(discovery.run(known, sender.downgrade()));
         }
         Reader::new(sources, fetched, tasks)
     }
-}
-
-struct Start {
-    topic: TopicName,
-    partition: PartitionId,
-    from: Offset,
-    until: Option<Offset>,
 }

@@ -7,19 +7,23 @@ use std::time::Duration;
 use bus_protocol::batch::{RecordBatch, split};
 use bus_protocol::fetch::{FetchCredit, FetchOpen, FetchPush, Isolation};
 use bus_protocol::request::Position;
-use bus_protocol::{ErrorCode, Offset, PartitionId, StreamKind, TopicName};
-use bus_transport::{RecvStream, SendStream};
+use bus_protocol::{ErrorCode, NodeId, Offset, PartitionId, StreamKind, TopicName};
+use bus_transport::{Connection, RecvStream, SendStream};
 use tokio::sync::{Notify, mpsc};
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep, sleep_until};
 
-use crate::backoff::Backoff;
-use crate::metadata::is_stale;
+use super::Event;
+use crate::leader::{Leader, Retry};
 use crate::{Client, Error};
 
 /// How long a partition may be out of reach before its reader learns of it.
 const GIVE_UP: Duration = Duration::from_secs(120);
 /// How long a leader may take to come into reach in one attempt.
 const OPEN: Duration = Duration::from_secs(10);
+/// A leader that could push, and has pushed nothing for so long, has no records, or is gone, or leads no more.
+const QUIET: Duration = Duration::from_secs(1);
+/// The same, where its broker did not answer when it was asked.
+const SUSPICIOUS: Duration = Duration::from_millis(100);
 
 /// What the reader has consumed of a partition's bytes.
 #[derive(Debug, Default)]
@@ -59,29 +63,40 @@ pub(crate) struct Fetcher {
     /// Bytes that may be on their way to the program.
     pub(crate) window: u64,
     pub(crate) consumed: Arc<Consumed>,
-    pub(crate) fetched: mpsc::Sender<Result<Fetched, Error>>,
+    pub(crate) fetched: mpsc::Sender<Result<Event, Error>>,
 }
 
-/// Bytes, since the fetcher started.
+/// Bytes, since the fetcher started, and of the stream there is.
 #[derive(Default)]
 struct Bytes {
     /// That were pushed.
     pushed: u64,
     /// For which credit was given, those of the first credit not counted.
     credited: u64,
+    /// That may still be pushed on this stream.
+    left: u64,
 }
 
 /// Why a stream is no more.
 enum End {
     /// All that was wanted is read, or nobody reads any more.
     Done,
+    /// The leader is silent, and another leads by now.
+    Replaced,
     Broken(Error),
+}
+
+/// A fetch stream.
+struct Stream {
+    connection: Connection,
+    send: SendStream,
+    recv: RecvStream,
 }
 
 impl Fetcher {
     /// Runs until all that was wanted is read, nobody reads any more, or it cannot go on.
     pub(crate) async fn run(mut self) {
-        let mut backoff = Backoff::default();
+        let (mut retry, mut hint) = (Retry::default(), None);
         let mut bytes = Bytes::default();
         let mut reached = Instant::now();
         let reader = self.fetched.clone();
@@ -90,39 +105,54 @@ impl Fetcher {
                 return;
             }
             let before = bytes.pushed;
-            let error = tokio::select! {
-                end = self.session(&mut bytes) => match end {
-                    End::Done => return,
-                    End::Broken(error) => error,
-                },
+            let mut leader = None;
+            let end = tokio::select! {
+                end = self.session(hint.take(), &mut leader, &mut bytes) => end,
                 () = reader.closed() => return,
             };
-            tracing::debug!(topic = %self.topic, partition = self.partition, %error, "a fetch stream ended");
-            if is_stale(&error) {
-                self.client.forget_topic(&self.topic);
-            }
             if bytes.pushed != before {
-                backoff.reset();
+                retry.reset();
                 reached = Instant::now();
             }
-            if !error.is_retriable() || reached.elapsed() > GIVE_UP {
-                let error = self.explain(error).await;
+            let error = match end {
+                End::Done => return,
+                End::Replaced => continue,
+                End::Broken(error) => error,
+            };
+            tracing::debug!(topic = %self.topic, partition = self.partition, %error, "a fetch stream ended");
+            let error = self.explain(error).await;
+            let out_of_reach = reached.elapsed() > GIVE_UP;
+            if retry.is_final(&error) && !is_behind(&error) || out_of_reach {
                 // Where nobody reads any more, nobody needs to know.
                 let _ = self.fetched.send(Err(error)).await;
                 return;
             }
-            tokio::time::sleep(backoff.next()).await;
+            let wait = retry.wait(&self.client, &self.topic, self.partition, leader.as_mut(), &error);
+            hint = tokio::select! { hint = wait => hint, () = reader.closed() => return };
         }
     }
 
     /// One stream, from its opening until it ends.
-    async fn session(&mut self, bytes: &mut Bytes) -> End {
+    async fn session(&mut self, hint: Option<NodeId>, target: &mut Option<Leader>, bytes: &mut Bytes) -> End {
+        let (client, topic, partition) = (self.client.clone(), self.topic.clone(), self.partition);
         let consumed = self.consumed.bytes.load(Ordering::Acquire);
         bytes.credited = consumed;
         // What was pushed and not consumed yet still counts.
-        let credit = self.window.saturating_sub(bytes.pushed.saturating_sub(consumed)).max(1);
-        let (mut send, mut recv) = match tokio::time::timeout(OPEN, self.open(credit)).await {
-            Ok(Ok(streams)) => streams,
+        bytes.left = self.window.saturating_sub(bytes.pushed.saturating_sub(consumed)).max(1);
+        let opened = async {
+            let leader = target.insert(client.leader(&topic, partition, hint).await?);
+            let address = leader.address.clone();
+            tokio::select! {
+                stream = self.open(&address, bytes.left) => stream.map(Some),
+                () = async {
+                    sleep(client.patience(leader)).await;
+                    client.until_replaced(&topic, partition, leader).await;
+                } => Ok(None),
+            }
+        };
+        let mut stream = match tokio::time::timeout(OPEN, opened).await {
+            Ok(Ok(Some(stream))) => stream,
+            Ok(Ok(None)) => return End::Replaced,
             Ok(Err(error)) => return End::Broken(error),
             Err(_) => {
                 return End::Broken(Error::NoAnswer {
@@ -131,15 +161,15 @@ impl Fetcher {
                 });
             }
         };
-        let end = self.receive(&mut send, &mut recv, bytes).await.unwrap_or_else(End::Broken);
-        send.reset(0);
-        recv.stop(0);
+        let Some(leader) = target.as_mut() else { unreachable!("a stream is opened to a leader") };
+        let end = self.receive(&mut stream, leader, bytes).await.unwrap_or_else(End::Broken);
+        stream.send.reset(0);
+        stream.recv.stop(0);
         end
     }
 
-    async fn open(&self, credit: u64) -> Result<(SendStream, RecvStream), Error> {
-        let leader = self.client.leader(&self.topic, self.partition).await?;
-        let connection = self.client.pool().get(&leader).await?;
+    async fn open(&self, address: &str, credit: u64) -> Result<Stream, Error> {
+        let connection = self.client.pool().get(address).await?;
         let (mut send, recv) = connection.open(StreamKind::Fetch).await?;
         let open = FetchOpen {
             topic: self.topic.clone(),
@@ -149,21 +179,29 @@ impl Fetcher {
             credit,
         };
         send.write_frame(&open, &[]).await?;
-        Ok((send, recv))
+        Ok(Stream { connection, send, recv })
     }
 
     async fn receive(
         &mut self,
-        send: &mut SendStream,
-        recv: &mut RecvStream,
+        Stream { connection, send, recv }: &mut Stream,
+        leader: &mut Leader,
         bytes: &mut Bytes,
     ) -> Result<End, Error> {
         let consumed = self.consumed.clone();
+        let mut heard = Instant::now();
         loop {
             let frame = tokio::select! {
                 frame = recv.read_frame::<FetchPush>() => frame?,
                 () = consumed.told.notified() => {
                     self.give_credit(send, bytes).await?;
+                    continue;
+                }
+                () = sleep_until(heard + self.quiet(leader)) => {
+                    if bytes.left > 0 && self.is_replaced(leader, connection).await {
+                        return Ok(End::Replaced);
+                    }
+                    heard = Instant::now();
                     continue;
                 }
             };
@@ -174,15 +212,35 @@ impl Fetcher {
             }
             let pushed = payload.len() as u64;
             bytes.pushed += pushed;
+            bytes.left = bytes.left.saturating_sub(pushed);
             let batches = self.check(payload)?;
             let fetched = Fetched { source: self.source, batches, bytes: pushed };
-            if self.fetched.send(Ok(fetched)).await.is_err() {
+            if self.fetched.send(Ok(Event::Fetched(fetched))).await.is_err() {
                 return Ok(End::Done);
             }
             if self.until.is_some_and(|until| self.next >= until) {
                 return Ok(End::Done);
             }
+            heard = Instant::now();
         }
+    }
+
+    /// How long to wait for a push before somebody is asked who leads.
+    fn quiet(&self, leader: &Leader) -> Duration {
+        if self.client.pool().is_suspect(&leader.address) { SUSPICIOUS } else { QUIET }
+    }
+
+    /// Asks who leads, and makes sure that the connection carries something still; a question a second for all
+    /// partitions of a topic, and one for all streams of a connection.
+    async fn is_replaced(&self, leader: &mut Leader, connection: &Connection) -> bool {
+        let before = connection.stats().received_bytes;
+        let age = self.quiet(leader) / 2;
+        let replaced = self.client.is_replaced(&self.topic, self.partition, leader, age).await;
+        self.client.pool().check(&leader.address).await;
+        if replaced && connection.stats().received_bytes == before {
+            self.client.pool().abandon(&leader.address, connection);
+        }
+        replaced
     }
 
     /// Gives back what was consumed, a quarter of the window at a time.
@@ -191,6 +249,7 @@ impl Fetcher {
         let more = consumed.saturating_sub(bytes.credited);
         if more >= self.window / 4 || more > 0 && consumed == bytes.pushed {
             bytes.credited = consumed;
+            bytes.left += more;
             send.write_frame(&FetchCredit { bytes: more }, &[]).await?;
         }
         Ok(())
@@ -230,6 +289,12 @@ impl Fetcher {
             Err(_) => error,
         }
     }
+}
+
+/// Whether a partition ended before the offset that its reader has come to: its new leader did not know yet that
+/// records before it are committed, and will. By the time that its range is asked for it may know.
+fn is_behind(error: &Error) -> bool {
+    matches!(error, Error::OffsetOutOfRange { offset, start, .. } if offset >= start)
 }
 
 /// The offsets that can be read: from the first, to behind the last.

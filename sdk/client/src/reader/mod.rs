@@ -3,9 +3,11 @@
 //! ```text
 //!   Fetcher: a task and a fetch stream a partition --(pushes, checked)--> Reader: batches -> records
 //!        <----------------------------------(bytes consumed: credit)--------
+//!   Discovery: a task a reader: a fetcher for each partition that a topic gets
 //! ```
 
 mod builder;
+mod discovery;
 mod fetch;
 
 use std::sync::Arc;
@@ -20,10 +22,20 @@ use fetch::{Consumed, Fetched};
 
 use crate::{ConsumerRecord, Error};
 
-/// Reads records of some partitions: in order within each, fairly between them. Dropping it ends the fetches.
+/// What the tasks tell the reader.
+#[derive(Debug)]
+enum Event {
+    /// Batches of a partition.
+    Fetched(Fetched),
+    /// One more partition, whose place is behind the last.
+    Found(Source),
+}
+
+/// Reads records of some partitions: in order within each, fairly between them. When a partition's leader changes, it
+/// goes on at the next at the same offset. Dropping it ends the fetches.
 pub struct Reader {
     sources: Vec<Source>,
-    fetched: mpsc::Receiver<Result<Fetched, Error>>,
+    fetched: mpsc::Receiver<Result<Event, Error>>,
     /// The rest of the push that is being read.
     push: Option<Push>,
     /// The rest of the batch that is being read.
@@ -45,6 +57,14 @@ struct Source {
     from: Offset,
     until: Offset,
     consumed: Arc<Consumed>,
+}
+
+/// Where to start in a partition, and where to stop.
+struct Start {
+    topic: TopicName,
+    partition: PartitionId,
+    from: Offset,
+    until: Option<Offset>,
 }
 
 struct Push {
@@ -83,11 +103,7 @@ impl FetchedBatch {
 }
 
 impl Reader {
-    fn new(
-        sources: Vec<Source>,
-        fetched: mpsc::Receiver<Result<Fetched, Error>>,
-        tasks: JoinSet<()>,
-    ) -> Self {
+    fn new(sources: Vec<Source>, fetched: mpsc::Receiver<Result<Event, Error>>, tasks: JoinSet<()>) -> Self {
         Self { sources, fetched, push: None, records: None, _tasks: tasks }
     }
 
@@ -153,9 +169,10 @@ impl Reader {
                 self.push = None;
             }
             match self.fetched.recv().await? {
-                Ok(Fetched { source, batches, bytes }) => {
+                Ok(Event::Fetched(Fetched { source, batches, bytes })) => {
                     self.push = Some(Push { source, batches: batches.into_iter(), bytes });
                 }
+                Ok(Event::Found(source)) => self.sources.push(source),
                 Err(error) => return Some(Err(error)),
             }
         }

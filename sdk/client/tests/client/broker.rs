@@ -1,20 +1,21 @@
-//! A broker for tests: real QUIC, records in memory, and faults on demand.
+//! Brokers for tests: real QUIC, records in memory, and faults on demand. Each runs on a thread of its own, so that it
+//! can stop like a process that is killed: nobody is told.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, mpsc};
 
 use bus_client::{Client, ClientBuilder, Trust};
 use bus_protocol::batch::{BatchBuilder, BatchHeader, Compression, RecordBatch, assign};
 use bus_protocol::fetch::{FetchCredit, FetchOpen, FetchPush};
 use bus_protocol::produce::{Acks, ProduceAck, ProduceAnswer, ProduceOpen, ProduceOpened};
-use bus_protocol::request::{
-    Answer, BrokerInfo, ClusterInfo, PartitionInfo, PartitionState, Position, Request, Response, TopicInfo,
-};
-use bus_protocol::{ErrorCode, Offset, RecordError, StreamKind, TopicId, TopicName, WireError};
+use bus_protocol::{ErrorCode, NodeId, Offset, RecordError, StreamKind, WireError};
 use bus_transport::{Connection, Endpoint, Error, Identity, Options, RecvStream, SendStream};
 use bytes::{Bytes, BytesMut};
 use tempfile::TempDir;
 use tokio::sync::{Notify, watch};
+
+use crate::world::{World, verdict};
 
 /// What the broker does with the next batch that it gets, instead of storing and acknowledging it.
 #[derive(Clone, Debug)]
@@ -32,69 +33,110 @@ pub(crate) enum Fault {
 }
 
 pub(crate) struct Broker {
-    _folder: TempDir,
     pub(crate) address: String,
     identity: Arc<Identity>,
     pub(crate) state: Arc<State>,
+    stop: Arc<Notify>,
+    thread: Option<std::thread::JoinHandle<()>>,
+    /// Blocks the broker's thread until it is dropped.
+    frozen: Option<mpsc::Sender<()>>,
+    runtime: tokio::runtime::Handle,
+    _folder: Arc<TempDir>,
 }
 
-#[derive(Default)]
 pub(crate) struct State {
-    address: Mutex<String>,
+    pub(crate) node: NodeId,
+    pub(crate) world: Arc<World>,
     partitions: Vec<Mutex<Vec<RecordBatch>>>,
     pub(crate) faults: Mutex<VecDeque<Fault>>,
     /// While set, batches are read and stay unanswered.
     pub(crate) hold: Mutex<Option<watch::Receiver<bool>>>,
+    /// While set, batches are stored and stay unanswered.
+    pub(crate) mute: AtomicBool,
+    /// Whether it takes itself for the leader, whatever metadata says; and whom it names if it does not.
+    pub(crate) believes: Mutex<Option<Result<(), Option<NodeId>>>>,
+    /// What it answers all requests with.
+    pub(crate) refuses: Mutex<Option<ErrorCode>>,
     grown: Notify,
     /// Bytes pushed to readers.
     pub(crate) pushed: watch::Sender<u64>,
     /// Batches that came in, stored or not.
     pub(crate) batches: watch::Sender<u64>,
-    log_start: Offset,
+    /// Produce streams that were opened, or refused.
+    pub(crate) opened: watch::Sender<u64>,
+    pub(crate) log_start: Offset,
 }
 
 pub(crate) const TOPIC: &str = "orders";
 pub(crate) const MAX_MESSAGE_BYTES: usize = 1 << 20;
+/// Partitions that a topic may grow to.
+const MOST_PARTITIONS: usize = 8;
 
 impl Broker {
+    /// A cluster of one.
     pub(crate) fn start(partitions: usize) -> Self {
         Self::start_at(partitions, 0)
     }
 
     pub(crate) fn start_at(partitions: usize, log_start: Offset) -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let identity = Arc::new(Identity::load_or_create(folder.path(), 1, &[]).unwrap());
-        let endpoint =
-            Endpoint::server("127.0.0.1:0".parse().unwrap(), identity.clone(), &Options::default()).unwrap();
-        let address = endpoint.local_addr().unwrap().to_string();
+        Self::join(&World::new(partitions), 1, log_start)
+    }
+
+    /// A cluster, whose first broker leads.
+    pub(crate) fn cluster(nodes: u64, partitions: usize) -> Vec<Self> {
+        let world = World::new(partitions);
+        (1..=nodes).map(|node| Self::join(&world, node, 0)).collect()
+    }
+
+    fn join(world: &Arc<World>, node: NodeId, log_start: Offset) -> Self {
+        let folder = world.folder.clone();
+        let identity = Arc::new(Identity::load_or_create(folder.path(), node, &[]).unwrap());
         let state = Arc::new(State {
-            address: Mutex::new(address.clone()),
-            partitions: (0..partitions).map(|_| Mutex::default()).collect(),
+            node,
+            world: world.clone(),
+            partitions: (0..MOST_PARTITIONS).map(|_| Mutex::default()).collect(),
+            faults: Mutex::default(),
+            hold: Mutex::default(),
+            mute: AtomicBool::default(),
+            believes: Mutex::default(),
+            refuses: Mutex::default(),
+            grown: Notify::new(),
+            pushed: watch::Sender::default(),
+            batches: watch::Sender::default(),
+            opened: watch::Sender::default(),
             log_start,
-            ..State::default()
         });
-        let served = state.clone();
-        tokio::spawn(async move {
-            while let Some(incoming) = endpoint.accept().await {
-                let state = served.clone();
-                tokio::spawn(async move {
-                    let Ok(connection) = incoming.accept().await else { return };
-                    while let Ok(opening) = connection.accept().await {
-                        let (state, connection) = (state.clone(), connection.clone());
-                        tokio::spawn(async move {
-                            let (kind, send, recv) = opening.accept().await?;
-                            match kind {
-                                StreamKind::Request => state.request(send, recv).await,
-                                StreamKind::Produce => state.produce(connection, send, recv).await,
-                                StreamKind::Fetch => state.fetch(send, recv).await,
-                                _ => bus_transport::drain(send, recv).await.map(drop),
-                            }
-                        });
-                    }
-                });
-            }
+        let (address, stop, thread, runtime) = run(&state, &identity, "127.0.0.1:0");
+        world.register(node, &address);
+        let thread = Some(thread);
+        Self { address, identity, state, stop, thread, frozen: None, runtime, _folder: folder }
+    }
+
+    /// Stops like a process that is killed, or stopped: its peers hear nothing more.
+    pub(crate) fn freeze(&mut self) {
+        let (keep, dropped) = mpsc::channel::<()>();
+        let (is_frozen, frozen) = mpsc::channel();
+        self.runtime.spawn(async move {
+            is_frozen.send(()).unwrap();
+            let _ = dropped.recv();
         });
-        Self { _folder: folder, address, identity, state }
+        frozen.recv().unwrap();
+        self.frozen = Some(keep);
+    }
+
+    /// Is killed, and starts again, at the same address, with what it had stored.
+    pub(crate) fn restart(&mut self) {
+        self.end();
+        let (_, stop, thread, runtime) = run(&self.state, &self.identity, &self.address);
+        (self.stop, self.thread, self.runtime) = (stop, Some(thread), runtime);
+    }
+
+    fn end(&mut self) {
+        self.stop.notify_one();
+        self.frozen = None;
+        if let Some(thread) = self.thread.take() {
+            thread.join().unwrap();
+        }
     }
 
     pub(crate) fn builder(&self) -> ClientBuilder {
@@ -107,6 +149,18 @@ impl Broker {
 
     pub(crate) fn fault(&self, fault: Fault) {
         self.state.faults.lock().unwrap().push_back(fault);
+    }
+
+    /// Takes over the first batches of another broker's log, as a follower has them, and leads.
+    pub(crate) fn take_over(&self, from: &Broker, partition: usize, batches: usize) {
+        let log = from.state.partitions[partition].lock().unwrap().clone();
+        *self.state.partitions[partition].lock().unwrap() = log.into_iter().take(batches).collect();
+        self.state.world.elect(partition, self.state.node);
+    }
+
+    /// The headers of what a partition holds.
+    pub(crate) fn headers(&self, partition: usize) -> Vec<BatchHeader> {
+        self.state.partitions[partition].lock().unwrap().iter().map(|batch| *batch.header()).collect()
     }
 
     /// All values of a partition, with their offsets.
@@ -138,8 +192,56 @@ impl Broker {
     }
 }
 
+impl Drop for Broker {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+type Running = (String, Arc<Notify>, std::thread::JoinHandle<()>, tokio::runtime::Handle);
+
+/// Serves on a thread of its own, until it is told to stop.
+fn run(state: &Arc<State>, identity: &Arc<Identity>, listen: &str) -> Running {
+    let (stop, told) = (Arc::new(Notify::new()), mpsc::channel());
+    let (state, identity, stopped) = (state.clone(), identity.clone(), stop.clone());
+    let listen = listen.parse().unwrap();
+    let (tell, told) = told;
+    let thread = std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let endpoint = Endpoint::server(listen, identity, &Options::default()).unwrap();
+            let address = endpoint.local_addr().unwrap().to_string();
+            tell.send((address, tokio::runtime::Handle::current())).unwrap();
+            tokio::select! { () = serve(endpoint, state) => {} () = stopped.notified() => {} }
+        });
+    });
+    let (address, runtime) = told.recv().unwrap();
+    (address, stop, thread, runtime)
+}
+
+async fn serve(endpoint: Endpoint, state: Arc<State>) {
+    while let Some(incoming) = endpoint.accept().await {
+        let state = state.clone();
+        tokio::spawn(async move {
+            let Ok(connection) = incoming.accept().await else { return };
+            while let Ok(opening) = connection.accept().await {
+                let (state, connection) = (state.clone(), connection.clone());
+                tokio::spawn(async move {
+                    let (kind, send, recv) = opening.accept().await?;
+                    match kind {
+                        StreamKind::Request => state.request(send, recv).await,
+                        StreamKind::Produce => state.produce(connection, send, recv).await,
+                        StreamKind::Fetch => state.fetch(send, recv).await,
+                        _ => bus_transport::drain(send, recv).await.map(drop),
+                    }
+                });
+            }
+        });
+    }
+}
+
 impl State {
-    fn append(&self, partition: usize, batch: RecordBatch) -> Offset {
+    pub(crate) fn append(&self, partition: usize, batch: RecordBatch) -> Offset {
         let mut log = self.partitions[partition].lock().unwrap();
         let base = log.last().map_or(self.log_start, |last| last.header().next_offset());
         let mut bytes = BytesMut::from(&batch.into_bytes()[..]);
@@ -149,7 +251,7 @@ impl State {
         base
     }
 
-    fn end(&self, partition: usize) -> Offset {
+    pub(crate) fn end(&self, partition: usize) -> Offset {
         self.partitions[partition]
             .lock()
             .unwrap()
@@ -157,60 +259,29 @@ impl State {
             .map_or(self.log_start, |last| last.header().next_offset())
     }
 
-    fn answer(&self, request: Request) -> Answer {
-        let topic = TopicName::new(TOPIC).unwrap();
-        match request {
-            Request::Cluster => Ok(Response::Cluster(ClusterInfo {
-                cluster_id: "test".into(),
-                node: 1,
-                version: "0".into(),
-                controller: Some(1),
-                brokers: vec![BrokerInfo {
-                    node: 1,
-                    address: self.address.lock().unwrap().clone(),
-                    fenced: false,
-                }],
-            })),
-            Request::Topics { topics } => {
-                if let Some(unknown) = topics.iter().flatten().find(|name| **name != topic) {
-                    let why = format!("topic {unknown} does not exist");
-                    return Err(WireError::new(ErrorCode::UnknownTopic, why));
-                }
-                let state = PartitionState { leader: Some(1), epoch: 0, replicas: vec![1], isr: vec![1] };
-                Ok(Response::Topics(vec![TopicInfo {
-                    topic,
-                    id: TopicId(1),
-                    config: [("max.message.bytes".to_owned(), MAX_MESSAGE_BYTES.to_string())].into(),
-                    functions: vec![],
-                    partitions: vec![state; self.partitions.len()],
-                }]))
-            }
-            Request::DescribePartitions { .. } => Ok(Response::Partitions(
-                (0..self.partitions.len())
-                    .map(|partition| PartitionInfo {
-                        partition: partition as u32,
-                        log_start: self.log_start,
-                        high_watermark: self.end(partition),
-                        log_end: self.end(partition),
-                        bytes: 0,
-                        offline: None,
-                    })
-                    .collect(),
-            )),
-            Request::ListOffsets { partitions, position, .. } => {
-                let at = |partition| match position {
-                    Position::Start => self.log_start,
-                    _ => self.end(partition as usize),
-                };
-                Ok(Response::Offsets(partitions.into_iter().map(|number| (number, at(number))).collect()))
-            }
-            _ => Err(WireError::new(ErrorCode::InvalidRequest, "not here")),
-        }
+    /// Whether it leads, and if not, who does.
+    fn leads(&self, partition: usize) -> Result<(), WireError> {
+        let leader = self.world.leader(partition);
+        let leads = match *self.believes.lock().unwrap() {
+            Some(believed) => believed,
+            None if leader == Some(self.node) => Ok(()),
+            None => Err(leader),
+        };
+        leads.map_err(|leader| {
+            let mut refusal = WireError::new(ErrorCode::NotLeader, "this broker does not lead");
+            refusal.leader = leader;
+            refusal
+        })
     }
 
     async fn request(&self, mut send: SendStream, mut recv: RecvStream) -> Result<(), Error> {
         let Some((request, _)) = recv.read_frame().await? else { return Ok(()) };
-        send.write_frame(&self.answer(request), &[]).await?;
+        let refused = *self.refuses.lock().unwrap();
+        let answer = match refused {
+            Some(code) => Err(WireError::new(code, "not now")),
+            None => self.world.answer(self, request),
+        };
+        send.write_frame(&answer, &[]).await?;
         send.finish()
     }
 
@@ -222,8 +293,13 @@ impl State {
     ) -> Result<(), Error> {
         let Some((open, _)) = recv.read_frame::<ProduceOpen>().await? else { return Ok(()) };
         let partition = open.partition as usize;
+        self.opened.send_modify(|count| *count += 1);
         let opened = ProduceOpened { max_message_bytes: MAX_MESSAGE_BYTES as u32 };
-        send.write_frame(&Ok::<_, WireError>(opened), &[]).await?;
+        let answer = self.leads(partition).map(|()| opened);
+        send.write_frame(&answer, &[]).await?;
+        if answer.is_err() {
+            return send.finish();
+        }
         while let Some(((), payload)) = recv.read_frame().await? {
             self.batches.send_modify(|count| *count += 1);
             let hold = self.hold.lock().unwrap().clone();
@@ -255,8 +331,11 @@ impl State {
                     connection.close(bus_transport::Close::Done);
                     return Ok(());
                 }
-                _ => Ok(ProduceAck { base_offset: self.append(partition, batch), append_time: None }),
+                _ => self.leads(partition).and_then(|()| self.take(partition, batch)),
             };
+            if self.mute.load(Ordering::Relaxed) {
+                continue;
+            }
             let unanswered = open.acks == Acks::None;
             let ends = answer.as_ref().is_err_and(|refusal| unanswered || refusal.code.is_retriable());
             if answer.is_err() || !unanswered {
@@ -269,6 +348,13 @@ impl State {
         send.finish()
     }
 
+    /// Stores a batch, unless it is there already or does not continue what is.
+    fn take(&self, partition: usize, batch: RecordBatch) -> ProduceAnswer {
+        let known = verdict(&self.partitions[partition].lock().unwrap(), batch.header())?;
+        let base_offset = known.unwrap_or_else(|| self.append(partition, batch));
+        Ok(ProduceAck { base_offset, append_time: None })
+    }
+
     /// The batch that holds the offset, or follows it.
     fn batch_at(&self, partition: usize, offset: Offset) -> Option<RecordBatch> {
         let log = self.partitions[partition].lock().unwrap();
@@ -278,6 +364,10 @@ impl State {
     async fn fetch(&self, mut send: SendStream, mut recv: RecvStream) -> Result<(), Error> {
         let Some((open, _)) = recv.read_frame::<FetchOpen>().await? else { return Ok(()) };
         let (partition, mut next, mut credit) = (open.partition as usize, open.from, open.credit as i64);
+        if let Err(refusal) = self.leads(partition) {
+            send.write_frame(&FetchPush::Error(refusal), &[]).await?;
+            return send.finish();
+        }
         if next < self.log_start || next > self.end(partition) {
             let refusal = WireError::new(ErrorCode::OffsetOutOfRange, "out of range");
             send.write_frame(&FetchPush::Error(refusal), &[]).await?;

@@ -1,10 +1,14 @@
-//! The client against a small broker of the tests' own.
+//! The client against small brokers of the tests' own.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
+mod admin;
 mod broker;
+mod failover;
+mod idempotence;
 mod producer;
 mod reader;
+mod world;
 
 use std::time::Duration;
 

@@ -78,13 +78,15 @@ async fn what_a_lost_connection_took_is_sent_again_in_order() {
 }
 
 #[tokio::test]
-async fn a_batch_whose_acknowledgement_is_lost_is_sent_again() {
-    let broker = Broker::start(1);
-    broker.fault(Fault::StoreAndDrop);
-    let producer = broker.client().await.producer().build().await.unwrap();
-    let delivery = producer.send(Record::to(TOPIC).value("twice")).await.unwrap();
-    assert_eq!(soon(delivery).await.unwrap().offset, 1);
-    assert_eq!(broker.values(0).len(), 2);
+async fn a_batch_whose_acknowledgement_is_lost_is_sent_again_and_stored_once_unless_told() {
+    for (idempotent, offset) in [(true, 0), (false, 1)] {
+        let broker = Broker::start(1);
+        broker.fault(Fault::StoreAndDrop);
+        let producer = broker.client().await.producer().idempotent(idempotent).build().await.unwrap();
+        let delivery = producer.send(Record::to(TOPIC).value("v")).await.unwrap();
+        assert_eq!(soon(delivery).await.unwrap().offset, offset);
+        assert_eq!(broker.values(0).len() as i64, offset + 1);
+    }
 }
 
 #[tokio::test]

@@ -1,18 +1,23 @@
-//! Administration: topics, functions, offsets.
+//! Administration: topics, brokers, functions, offsets.
+
+mod functions;
 
 use std::collections::BTreeMap;
 
 use bus_protocol::request::{
-    ClusterInfo, CreateTopic, FunctionInfo, LogLine, PartitionInfo, Position, Request, Response, TopicInfo,
+    ClusterInfo, CreateTopic, PartitionInfo, Position, Request, Response, TopicInfo,
 };
-use bus_protocol::{FunctionSpec, Offset, PartitionId, TopicName};
+use bus_protocol::{FunctionSpec, NodeId, Offset, PartitionId, TopicName};
 use bytes::Bytes;
+
+pub use functions::FunctionLog;
 
 use crate::{Client, Error};
 
-/// The cluster's administration. Each method is one request (or one to each leader) under the client's request
-/// timeout. Reads are tried again on another broker when one cannot answer; changes are not, since whether a lost
-/// one was carried out is not known.
+/// The cluster's administration. Each method is one request (or one to each leader, or each broker) under the client's
+/// request timeout, to any broker that answers. What a broker refuses for the moment (it is stopping, it is busy, it has
+/// just lost the leadership) is asked of another. Reads are also asked again when a broker is lost; changes are not,
+/// since whether a lost one was carried out is not known, unless twice is as good as once.
 #[derive(Clone, Debug)]
 pub struct Admin {
     client: Client,
@@ -82,18 +87,51 @@ impl Admin {
     /// What each partition of a topic holds, by number, asked of every leader. Partitions without a leader are
     /// not in the answer.
     pub async fn describe_partitions(&self, topic: &TopicName) -> Result<Vec<PartitionInfo>, Error> {
-        let leaders = self.client.leaders(topic).await?;
+        let info = self.client.refresh(topic).await?;
+        let all: Vec<_> = (0..).zip(&info.partitions).map(|(partition, _)| partition).collect();
+        let request = |_| Request::DescribePartitions { topic: topic.clone() };
         let mut partitions = Vec::new();
-        for address in leaders.keys() {
-            let request = Request::DescribePartitions { topic: topic.clone() };
-            match self.client.ask(address, &request, Bytes::new()).await? {
+        for response in self.client.read_from_leaders(topic, &all, true, request).await? {
+            match response {
                 Response::Partitions(theirs) => partitions.extend(theirs),
                 other => return Err(unexpected(&other)),
             }
         }
-        partitions.sort_by_key(|partition| partition.partition);
+        // Where leadership moved in between, two may have answered: the newer leader's log goes further.
+        partitions.sort_by_key(|partition| (partition.partition, std::cmp::Reverse(partition.log_end)));
         partitions.dedup_by_key(|partition| partition.partition);
         Ok(partitions)
+    }
+
+    /// Moves leadership away from a broker and gives it no new replicas, or takes that back. Returns once the cluster
+    /// knows; leaders move after that. See [`Admin::topics`] for how far it is.
+    pub async fn drain_broker(&self, node: NodeId, drained: bool) -> Result<(), Error> {
+        self.change(Request::DrainBroker { node, drained }, Bytes::new()).await
+    }
+
+    /// Gives partitions of a topic other replicas, the preferred leader first. Returns once the cluster knows, with
+    /// how many partitions move: one is done when its `target` is `None` again. `throttle`: bytes a second that each
+    /// broker may send to new replicas at most; `None` leaves it as it is, 0 is no limit.
+    pub async fn reassign(
+        &self,
+        topic: &TopicName,
+        assignments: Vec<(PartitionId, Vec<NodeId>)>,
+        throttle: Option<u64>,
+    ) -> Result<u32, Error> {
+        self.move_replicas(Request::Reassign { topic: topic.clone(), assignments, throttle }).await
+    }
+
+    /// Spreads the replicas of all topics evenly over the brokers that are up and not drained. Otherwise as
+    /// [`Admin::reassign`].
+    pub async fn rebalance(&self, throttle: Option<u64>) -> Result<u32, Error> {
+        self.move_replicas(Request::Rebalance { throttle }).await
+    }
+
+    async fn move_replicas(&self, request: Request) -> Result<u32, Error> {
+        match self.client.change(request, Bytes::new()).await? {
+            Response::Reassigning { partitions } => Ok(partitions),
+            other => Err(unexpected(&other)),
+        }
     }
 
     /// The offset at a position, for each of the partitions, by number.
@@ -111,22 +149,6 @@ impl Admin {
     pub async fn deploy_function(&self, spec: FunctionSpec, component: Bytes) -> Result<u32, Error> {
         match self.client.change(Request::DeployFunction(spec), component).await? {
             Response::Deployed { version } => Ok(version),
-            other => Err(unexpected(&other)),
-        }
-    }
-
-    /// What is deployed, and how it does; only the one named, if one is.
-    pub async fn list_functions(&self, name: Option<String>) -> Result<Vec<FunctionInfo>, Error> {
-        match self.client.read(Request::ListFunctions { name }).await? {
-            Response::Functions(functions) => Ok(functions),
-            other => Err(unexpected(&other)),
-        }
-    }
-
-    /// Lines of a function's log after a sequence number; 0 for all that are kept.
-    pub async fn function_logs(&self, name: &str, after: u64) -> Result<Vec<LogLine>, Error> {
-        match self.client.read(Request::FunctionLogs { name: name.to_owned(), after }).await? {
-            Response::FunctionLogs(lines) => Ok(lines),
             other => Err(unexpected(&other)),
         }
     }

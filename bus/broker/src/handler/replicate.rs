@@ -1,0 +1,208 @@
+//! A replication stream: a follower is sent what this node's replica holds, and says what it has stored.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use bus_protocol::replicate::{FollowerFrame, LeaderFrame, ReplicateOpen};
+use bus_protocol::{Epoch, ErrorCode, NodeId, Offset, WireError, limits};
+use bus_replica::Partition;
+use bus_transport::{RecvStream, SendStream};
+use bytes::Bytes;
+use tokio::sync::watch;
+
+use crate::node::Node;
+use crate::refusal::Refusal as _;
+use crate::topics::Topic;
+
+/// How often a follower may be told to cut its log before batches flow: once for each of its epochs, at most.
+const ROUNDS: usize = 10_000;
+
+/// Tells the streams of this process apart.
+static STREAMS: AtomicU64 = AtomicU64::new(0);
+
+/// One follower's stream. Dropped with its connection.
+struct Follower {
+    topic: Arc<Topic>,
+    partition: Partition,
+    open: ReplicateOpen,
+    stream: u64,
+}
+
+impl Drop for Follower {
+    fn drop(&mut self) {
+        self.partition.follower_gone(self.open.node, self.stream);
+    }
+}
+
+pub(crate) async fn serve(
+    node: &Arc<Node>,
+    peer: NodeId,
+    mut send: SendStream,
+    mut recv: RecvStream,
+) -> Result<(), bus_transport::Error> {
+    let Some((open, _)) = recv.read_frame_within::<ReplicateOpen>(0).await? else { return Ok(()) };
+    let (topic, partition) = match find(node, peer, &open) {
+        Ok(found) => found,
+        Err(refused) => return refuse(&mut send, refused).await,
+    };
+    let stream = STREAMS.fetch_add(1, Ordering::Relaxed);
+    let mut follower = Follower { topic, partition, open, stream };
+    if !settle(&mut follower, &mut send, &mut recv).await? {
+        return Ok(());
+    }
+    let (stored, told) = watch::channel(follower.open.log.end);
+    tokio::select! {
+        ended = listen(&follower, &mut recv, stored) => ended,
+        ended = push(node, &follower, &mut send, told) => ended,
+    }
+}
+
+fn find(node: &Node, peer: NodeId, open: &ReplicateOpen) -> Result<(Arc<Topic>, Partition), WireError> {
+    if peer != open.node {
+        let why = format!("the certificate is node {peer}'s, not node {}'s", open.node);
+        return Err(WireError::new(ErrorCode::Unauthorized, why));
+    }
+    let image = node.metadata.image();
+    let topic = image.topic_by_id(open.topic).ok_or_else(|| {
+        WireError::new(ErrorCode::UnknownTopic, format!("there is no topic with id {}", open.topic))
+    })?;
+    node.topics.partition(&topic.name, open.partition)
+}
+
+/// Finds where the logs part, and has the follower cut its own there; `false` where it was refused.
+async fn settle(
+    follower: &mut Follower,
+    send: &mut SendStream,
+    recv: &mut RecvStream,
+) -> Result<bool, bus_transport::Error> {
+    for _ in 0..ROUNDS {
+        let opened = follower.partition.follower_opened(follower.open.clone(), follower.stream).await;
+        let frame = opened.unwrap_or_else(|error| LeaderFrame::Refused(error.refusal()));
+        send.write_frame(&frame, &[]).await?;
+        match frame {
+            LeaderFrame::Start => return Ok(true),
+            LeaderFrame::Refused(_) => break,
+            LeaderFrame::Diverged { .. } | LeaderFrame::Reset { .. } | LeaderFrame::Batches { .. } => {}
+        }
+        match recv.read_frame_within::<FollowerFrame>(0).await? {
+            Some((FollowerFrame::Position(log), _)) => follower.open.log = log,
+            Some((FollowerFrame::Stored { .. }, _)) => {
+                let early =
+                    WireError::new(ErrorCode::InvalidRequest, "nothing was sent that could be stored");
+                refuse(send, early).await?;
+                return Ok(false);
+            }
+            None => break,
+        }
+    }
+    send.finish()?;
+    Ok(false)
+}
+
+/// Hears what the follower has stored.
+async fn listen(
+    follower: &Follower,
+    recv: &mut RecvStream,
+    stored: watch::Sender<Offset>,
+) -> Result<(), bus_transport::Error> {
+    let ReplicateOpen { node, broker_epoch, leader_epoch, .. } = follower.open;
+    while let Some((frame, _)) = recv.read_frame_within::<FollowerFrame>(0).await? {
+        let FollowerFrame::Stored { end } = frame else { break };
+        if follower.partition.follower_stored((node, broker_epoch), leader_epoch, end).await.is_err() {
+            break;
+        }
+        stored.send_replace(end);
+    }
+    Ok(())
+}
+
+/// Sends what is appended, as it is appended, and where the high watermark is.
+async fn push(
+    node: &Arc<Node>,
+    follower: &Follower,
+    send: &mut SendStream,
+    mut stored: watch::Receiver<Offset>,
+) -> Result<(), bus_transport::Error> {
+    let Follower { topic, partition, open, .. } = follower;
+    let mut ends = partition.watch_end();
+    let mut commits = partition.watch();
+    let (mut from, mut told) = (open.log.end, (-1, -1));
+    let mut window = Window::default();
+    loop {
+        let committed = *commits.borrow_and_update();
+        if !committed.leads || committed.epoch != open.leader_epoch {
+            return refuse(send, stepped_down(open.leader_epoch)).await;
+        }
+        let end = *ends.borrow_and_update();
+        window.forget(*stored.borrow_and_update());
+        let room = window.bytes < limits::REPLICA_BYTES_IN_FLIGHT;
+        if from < end && room {
+            let read = super::fetch::read(node, partition, from, limits::FETCH_PUSH_BYTES, end).await;
+            let read = match read {
+                Ok(read) => read,
+                Err(error) => return refuse(send, error.refusal()).await,
+            };
+            let bytes: usize = read.chunks.iter().map(Bytes::len).sum();
+            node.catch_up.pass(node, topic, open, bytes).await;
+            from = read.next_offset;
+            window.sent(from, bytes);
+            told = push_frame(send, partition, &read.chunks).await?;
+            node.metrics.replicated_bytes.increment(bytes as u64);
+            continue;
+        }
+        if (committed.high_watermark, partition.reader().log_start()) > told {
+            told = push_frame(send, partition, &[]).await?;
+            continue;
+        }
+        // Whoever of them is gone: the replica was closed, or the follower left.
+        let gone = tokio::select! {
+            changed = ends.changed() => changed.is_err(),
+            changed = commits.changed() => changed.is_err(),
+            changed = stored.changed(), if !room => changed.is_err(),
+        };
+        if gone {
+            return send.finish();
+        }
+    }
+}
+
+/// Sends batches, or none; gives the high watermark and the log start that went along.
+async fn push_frame(
+    send: &mut SendStream,
+    partition: &Partition,
+    chunks: &[Bytes],
+) -> Result<(Offset, Offset), bus_transport::Error> {
+    let high_watermark = partition.high_watermark();
+    let log_start = partition.reader().log_start();
+    send.write_frame(&LeaderFrame::Batches { high_watermark, log_start }, chunks).await?;
+    Ok((high_watermark, log_start))
+}
+
+/// What is sent and not yet stored.
+#[derive(Default)]
+struct Window {
+    pushes: std::collections::VecDeque<(Offset, usize)>,
+    bytes: usize,
+}
+
+impl Window {
+    fn sent(&mut self, until: Offset, bytes: usize) {
+        self.pushes.push_back((until, bytes));
+        self.bytes += bytes;
+    }
+
+    fn forget(&mut self, stored: Offset) {
+        while let Some((_, bytes)) = self.pushes.pop_front_if(|(until, _)| *until <= stored) {
+            self.bytes -= bytes;
+        }
+    }
+}
+
+fn stepped_down(epoch: Epoch) -> WireError {
+    WireError::new(ErrorCode::NotLeader, format!("this broker does not lead in epoch {epoch} any more"))
+}
+
+async fn refuse(send: &mut SendStream, refused: WireError) -> Result<(), bus_transport::Error> {
+    send.write_frame(&LeaderFrame::Refused(refused), &[]).await?;
+    send.finish()
+}

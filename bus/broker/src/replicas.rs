@@ -1,0 +1,281 @@
+//! The replicas of this node: opened, told their roles, repaired and removed, until they are what metadata says.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use bus_log::{Log, LogConfig};
+use bus_metadata::MetadataImage;
+use bus_protocol::{ErrorCode, PartitionId, TopicId, TopicPartition, WireError};
+use bus_replica::{Matter, Partition, Report, Role};
+use futures::StreamExt as _;
+
+use crate::data_dir::topic_folder;
+use crate::node::Node;
+use crate::refusal::Refusal as _;
+use crate::replication::Replication;
+use crate::topics::{Served, Topic};
+
+/// Logs opened, and replicas told their roles, at once: both wait for the disk more than for a core.
+const AT_ONCE: usize = 16;
+
+type At = (TopicId, PartitionId);
+
+/// The reconciler's hands on the replicas: only it starts and stops them.
+pub(crate) struct Replicas {
+    node: Arc<Node>,
+    /// The roles that the running replicas were last told.
+    roles: HashMap<At, Role>,
+    replication: Replication,
+}
+
+impl Replicas {
+    pub(crate) fn new(node: Arc<Node>) -> Self {
+        Self { node, roles: HashMap::new(), replication: Replication::default() }
+    }
+
+    /// Starts, tells, repairs and stops the replicas of one topic.
+    pub(crate) async fn serve(&mut self, topic: &Topic, wanted: &bus_metadata::Topic, image: &MetadataImage) {
+        let before = topic.partitions.load_full();
+        let mut served = Vec::with_capacity(wanted.partitions.len());
+        let (mut tell, mut open) = (Vec::new(), Vec::new());
+        for (number, partition) in wanted.partitions.iter().enumerate() {
+            let at = (topic.id, number as PartitionId);
+            let now = before.get(number).cloned().unwrap_or(Served::Elsewhere(None));
+            let Some(role) = self.role(image, wanted, partition) else {
+                self.remove(topic, at, &now).await;
+                served.push(Served::Elsewhere(partition.leader));
+                continue;
+            };
+            match now.replica().cloned() {
+                Some(running) if running.offline().is_none() => {
+                    served.push(serve_as(running.clone(), &role));
+                    if self.roles.get(&at) != Some(&role) {
+                        self.leave_other(at, &role).await;
+                        tell.push((at, running, role));
+                    }
+                }
+                Some(running) if !self.may_repair(&role) => served.push(serve_as(running, &role)),
+                broken => {
+                    let why = self.drop_broken(topic, at, broken).await;
+                    served.push(Served::Offline(why));
+                    open.push((at, role));
+                }
+            }
+        }
+        self.tell(tell).await;
+        for (at, role, opened) in self.open_all(topic, open).await {
+            if let Some(replica) = opened.replica() {
+                self.follow(at, replica, &role);
+                self.roles.insert(at, role);
+            }
+            if let Some(place) = served.get_mut(at.1 as usize) {
+                *place = opened;
+            }
+        }
+        topic.partitions.store(Arc::new(served));
+    }
+
+    /// What metadata says of this node's replica, if it has one.
+    fn role(
+        &self,
+        image: &MetadataImage,
+        topic: &bus_metadata::Topic,
+        partition: &bus_metadata::Partition,
+    ) -> Option<Role> {
+        partition.replicas.contains(&self.node.id).then(|| Role {
+            node: self.node.id,
+            leader: partition.leader,
+            epoch: partition.leader_epoch,
+            partition_epoch: partition.partition_epoch,
+            replicas: partition.replicas.clone(),
+            isr: partition.isr.clone(),
+            live: partition.isr.iter().filter(|node| image.is_available(**node)).count(),
+            config: topic.config.clone(),
+        })
+    }
+
+    /// Whether nobody counts on what this replica holds, and somebody else leads: it can be fetched anew.
+    fn may_repair(&self, role: &Role) -> bool {
+        !role.isr.contains(&self.node.id) && role.leader.is_some_and(|leader| leader != self.node.id)
+    }
+
+    /// Ends the stream to a leader that is not the leader of `role`.
+    async fn leave_other(&mut self, at: At, role: &Role) {
+        let same = role.leader.is_some_and(|leader| self.replication.follows(at, leader, role.epoch));
+        if !same {
+            self.replication.leave(at).await;
+        }
+    }
+
+    async fn tell(&mut self, tell: Vec<(At, Partition, Role)>) {
+        let told = futures::stream::iter(tell).map(|(at, running, role)| async move {
+            let told = running.configure(role.clone()).await;
+            (at, running, role, told.is_ok())
+        });
+        let told: Vec<_> = told.buffer_unordered(AT_ONCE).collect().await;
+        for (at, running, role, told) in told {
+            if told {
+                self.follow(at, &running, &role);
+                self.roles.insert(at, role);
+            }
+        }
+    }
+
+    fn follow(&mut self, at: At, replica: &Partition, role: &Role) {
+        if let Some(leader) = role.leader.filter(|leader| *leader != self.node.id)
+            && !self.replication.follows(at, leader, role.epoch)
+        {
+            self.replication.follow(&self.node, at, replica.clone(), leader, role.epoch);
+        }
+    }
+
+    /// Stops a replica that this node does not hold any more, and removes its log.
+    async fn remove(&mut self, topic: &Topic, at: At, now: &Served) {
+        self.replication.leave(at).await;
+        self.roles.remove(&at);
+        let removed = match now {
+            Served::Here(replica) | Served::Follows(replica, _) => {
+                replica.delete().await.map_err(|error| error.refusal())
+            }
+            Served::Offline(_) => self.discard(topic, at.1).await,
+            Served::Elsewhere(_) => return,
+        };
+        match removed {
+            Ok(()) => tracing::info!(topic = %topic.name, partition = at.1, "replica removed"),
+            Err(error) => {
+                tracing::warn!(topic = %topic.name, partition = at.1, %error, "a replica was not removed");
+            }
+        }
+    }
+
+    /// Stops a replica whose storage has failed, and removes what it holds: all of it comes anew from the leader.
+    async fn drop_broken(&mut self, topic: &Topic, at: At, broken: Option<Partition>) -> String {
+        let Some(broken) = broken else { return "its log is being opened".into() };
+        self.replication.leave(at).await;
+        self.roles.remove(&at);
+        // Its storage has failed: that it does not close cleanly is no news.
+        broken.close().await.ok();
+        match self.discard(topic, at.1).await {
+            Ok(()) => {
+                tracing::warn!(topic = %topic.name, partition = at.1, "a failed replica is fetched anew")
+            }
+            Err(error) => {
+                tracing::error!(topic = %topic.name, partition = at.1, %error, "a failed replica stays")
+            }
+        }
+        broken.offline().unwrap_or("its storage has failed").to_owned()
+    }
+
+    async fn discard(&self, topic: &Topic, number: PartitionId) -> Result<(), WireError> {
+        let folder = self.node.data.partition(&topic.name, topic.id, number);
+        let storage = Arc::clone(&self.node.logs.storage);
+        self.node.blocking(move || bus_log::discard(storage.as_ref(), &folder)).await
+    }
+
+    /// Stops the replicas of a topic that is deleted, and removes their logs.
+    pub(crate) async fn delete(&mut self, topic: &Topic) {
+        self.replication.leave_topic(topic.id).await;
+        for served in topic.partitions.swap(Arc::default()).iter() {
+            if let Some(replica) = served.replica()
+                && let Err(error) = replica.delete().await
+            {
+                tracing::warn!(topic = %topic.name, %error, "a deleted partition's log was not removed");
+            }
+        }
+        self.roles.retain(|(id, _), _| *id != topic.id);
+    }
+
+    async fn open_all(&self, topic: &Topic, open: Vec<(At, Role)>) -> Vec<(At, Role, Served)> {
+        if open.is_empty() {
+            return Vec::new();
+        }
+        if let Err(error) = self.make_folder(topic).await {
+            let offline = Served::Offline(format!("its folder cannot be made: {}", error.message));
+            return open.into_iter().map(|(at, role)| (at, role, offline.clone())).collect();
+        }
+        futures::stream::iter(open)
+            .map(|(at, role)| async move {
+                let served = self.open(topic, at, role.clone()).await;
+                (at, role, served)
+            })
+            .buffer_unordered(AT_ONCE)
+            .collect()
+            .await
+    }
+
+    /// Makes the folder that a topic's partitions lie in, for good, and ends deletions that a crash cut short.
+    async fn make_folder(&self, topic: &Topic) -> Result<(), WireError> {
+        let (topics, storage) = (self.node.data.topics(), Arc::clone(&self.node.logs.storage));
+        let folder = topics.join(topic_folder(&topic.name, topic.id));
+        self.node
+            .blocking(move || {
+                if !folder.exists() {
+                    let io = |error| {
+                        WireError::new(ErrorCode::StorageFailed, format!("{}: {error}", folder.display()))
+                    };
+                    std::fs::create_dir_all(&folder).map_err(io)?;
+                    return std::fs::File::open(&topics).and_then(|folder| folder.sync_all()).map_err(io);
+                }
+                bus_log::finish_deletions(storage.as_ref(), &folder).map_err(|error| error.refusal())
+            })
+            .await
+    }
+
+    async fn open(&self, topic: &Topic, at: At, role: Role) -> Served {
+        let name = TopicPartition::new(topic.name.clone(), at.1);
+        let folder = self.node.data.partition(&topic.name, topic.id, at.1);
+        let opened = match self.open_log(&folder, &role).await {
+            Err(error) if self.may_repair(&role) => {
+                tracing::warn!(partition = %name, %error, "a damaged replica is fetched anew");
+                match self.discard(topic, at.1).await {
+                    Ok(()) => self.open_log(&folder, &role).await,
+                    Err(_) => Err(error),
+                }
+            }
+            opened => opened,
+        };
+        let others = role.isr.iter().any(|node| *node != self.node.id);
+        match opened {
+            Ok(log) => {
+                if let Some(lost) = log.recovery().lost_stored {
+                    tracing::error!(partition = %name, lost, end = log.log_end(), "the disk has lost records that it had stored");
+                    if others && role.isr.contains(&self.node.id) {
+                        let why =
+                            format!("its disk has lost records up to offset {lost}, which it had stored");
+                        self.report_lost(at, &why);
+                        return Served::Offline(why);
+                    }
+                }
+                tracing::debug!(partition = %name, start = log.log_start(), end = log.log_end(), "partition opened");
+                let committed = self.node.watermarks.known(at);
+                let replica = Partition::open(at, log, role.clone(), committed, &self.node.runtime);
+                serve_as(replica, &role)
+            }
+            Err(error) => {
+                tracing::error!(partition = %name, error = %error.message, "partition is offline");
+                if others {
+                    self.report_lost(at, &error.message);
+                }
+                Served::Offline(error.message)
+            }
+        }
+    }
+
+    async fn open_log(&self, folder: &PathBuf, role: &Role) -> Result<Log, WireError> {
+        let (env, folder, config) = (self.node.logs.clone(), folder.clone(), LogConfig::from(&role.config));
+        self.node.blocking(move || Log::open(&env, &folder, config)).await
+    }
+
+    /// A replica that cannot be counted on leaves the ISR; after that it is repaired.
+    fn report_lost(&self, (topic, partition): At, why: &str) {
+        let report = Report { topic, partition, matter: Matter::Lost(why.to_owned()) };
+        if self.node.runtime.reports.try_send(report).is_err() {
+            tracing::warn!(%topic, partition, "no room for the report of a lost replica: it waits for the next change");
+        }
+    }
+}
+
+fn serve_as(replica: Partition, role: &Role) -> Served {
+    if role.leads() { Served::Here(replica) } else { Served::Follows(replica, role.leader) }
+}

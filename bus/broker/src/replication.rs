@@ -1,0 +1,196 @@
+//! The follower's side of replication: a task for each partition that this node follows, with a stream to its leader.
+
+use std::collections::HashMap;
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bus_protocol::replicate::{FollowerFrame, LeaderFrame, ReplicateOpen};
+use bus_protocol::{Epoch, NodeId, Offset, PartitionId, TopicId, WireError};
+use bus_replica::{FollowError, Following, Partition};
+use bus_transport::{RecvStream, SendStream};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+use crate::node::Node;
+
+/// The first and the longest pause before a stream that ended is opened again.
+const PAUSE: Duration = Duration::from_millis(20);
+const LONGEST_PAUSE: Duration = Duration::from_millis(500);
+
+/// What this node follows. The reconciler's.
+#[derive(Default)]
+pub(crate) struct Replication {
+    tasks: HashMap<(TopicId, PartitionId), Task>,
+}
+
+struct Task {
+    leader: NodeId,
+    epoch: Epoch,
+    running: JoinHandle<()>,
+}
+
+impl Drop for Task {
+    fn drop(&mut self) {
+        self.running.abort();
+    }
+}
+
+impl Replication {
+    /// Ends the stream of a partition. When this returns, nothing is told to its leader any more: what the log comes to
+    /// hold in another role must not be told to the leader of this one.
+    pub(crate) async fn leave(&mut self, at: (TopicId, PartitionId)) {
+        if let Some(mut task) = self.tasks.remove(&at) {
+            task.running.abort();
+            // That it was aborted is no news.
+            (&mut task.running).await.ok();
+        }
+    }
+
+    /// Ends the streams of all partitions of a topic, as [`Self::leave`] does.
+    pub(crate) async fn leave_topic(&mut self, topic: TopicId) {
+        let leaving: Vec<_> = self.tasks.keys().filter(|(id, _)| *id == topic).copied().collect();
+        for at in leaving {
+            self.leave(at).await;
+        }
+    }
+
+    /// Whether the partition is followed in this role.
+    pub(crate) fn follows(&self, at: (TopicId, PartitionId), leader: NodeId, epoch: Epoch) -> bool {
+        let same = |task: &Task| task.leader == leader && task.epoch == epoch && !task.running.is_finished();
+        self.tasks.get(&at).is_some_and(same)
+    }
+
+    /// Follows `leader` in `epoch`, until told otherwise. Whatever was followed before has been left.
+    pub(crate) fn follow(
+        &mut self,
+        node: &Arc<Node>,
+        at: (TopicId, PartitionId),
+        partition: Partition,
+        leader: NodeId,
+        epoch: Epoch,
+    ) {
+        let follower = Follower { node: Arc::clone(node), at, partition, leader, epoch };
+        let running = tokio::spawn(follower.run());
+        self.tasks.insert(at, Task { leader, epoch, running });
+    }
+}
+
+struct Follower {
+    node: Arc<Node>,
+    at: (TopicId, PartitionId),
+    partition: Partition,
+    leader: NodeId,
+    epoch: Epoch,
+}
+
+/// Why a stream ended.
+#[derive(Debug, thiserror::Error)]
+enum Ended {
+    #[error(transparent)]
+    Transport(#[from] bus_transport::Error),
+    #[error("the leader refused: {0}")]
+    Refused(WireError),
+    #[error(transparent)]
+    Follow(#[from] FollowError),
+    #[error("a batch was not taken: {0}")]
+    Failed(String),
+    #[error("the leader ended the stream")]
+    Finished,
+    #[error("the leader is not in the metadata")]
+    Unknown,
+}
+
+impl Follower {
+    async fn run(self) {
+        let mut pause = PAUSE;
+        loop {
+            let began = tokio::time::Instant::now();
+            let ended = self.stream().await;
+            let (topic, partition) = self.at;
+            tracing::debug!(%topic, partition, leader = self.leader, epoch = self.epoch, error = %ended, "replication stream ended");
+            if matches!(ended, Ended::Follow(FollowError::Stale(_) | FollowError::Closed)) {
+                return;
+            }
+            if began.elapsed() > LONGEST_PAUSE {
+                pause = PAUSE;
+            }
+            // Not all partitions of a leader at the same moment.
+            let spread = f64::from(self.at.1 % 16) / 32.0;
+            tokio::time::sleep(pause.mul_f64(0.5 + spread)).await;
+            pause = (pause * 2).min(LONGEST_PAUSE);
+        }
+    }
+
+    /// Follows over one stream, until it ends.
+    async fn stream(&self) -> Ended {
+        match self.begin().await {
+            Ok((following, send, recv)) => {
+                let stored = following.stored();
+                tokio::select! {
+                    ended = take(&following, recv) => ended,
+                    ended = tell(stored, send) => ended,
+                    why = following.failed() => Ended::Failed(why),
+                }
+            }
+            Err(ended) => ended,
+        }
+    }
+
+    async fn begin(&self) -> Result<(Following, SendStream, RecvStream), Ended> {
+        let image = self.node.metadata.image();
+        let address = &image.broker(self.leader).ok_or(Ended::Unknown)?.address;
+        let following = self.partition.follow(self.epoch).await?;
+        let (mut send, mut recv) = self.node.peers.replicate(self.leader, address).await?;
+        let open = ReplicateOpen {
+            topic: self.at.0,
+            partition: self.at.1,
+            node: self.node.id,
+            broker_epoch: self.node.epoch(),
+            leader_epoch: self.epoch,
+            log: following.begin_at(),
+        };
+        send.write_frame(&open, &[]).await?;
+        loop {
+            let (frame, _) = recv.read_frame_within::<LeaderFrame>(0).await?.ok_or(Ended::Finished)?;
+            if let LeaderFrame::Refused(refused) = frame {
+                return Err(Ended::Refused(refused));
+            }
+            match following.settle(frame).await? {
+                None => return Ok((following, send, recv)),
+                Some(log) => send.write_frame(&FollowerFrame::Position(log), &[]).await?,
+            }
+        }
+    }
+}
+
+/// Takes what the leader sends.
+async fn take(following: &Following, mut recv: RecvStream) -> Ended {
+    loop {
+        match recv.read_frame::<LeaderFrame>().await {
+            Ok(Some((LeaderFrame::Refused(refused), _))) => return Ended::Refused(refused),
+            Ok(Some((frame, payload))) => {
+                if let Err(error) = following.replicate(frame, payload).await {
+                    return error.into();
+                }
+            }
+            Ok(None) => return Ended::Finished,
+            Err(error) => return error.into(),
+        }
+    }
+}
+
+/// Tells the leader what is stored, each time that it is more.
+fn tell(mut stored: watch::Receiver<Offset>, mut send: SendStream) -> impl Future<Output = Ended> {
+    async move {
+        loop {
+            let end = *stored.borrow_and_update();
+            if let Err(error) = send.write_frame(&FollowerFrame::Stored { end }, &[]).await {
+                return error.into();
+            }
+            if stored.changed().await.is_err() {
+                return FollowError::Closed.into();
+            }
+        }
+    }
+}

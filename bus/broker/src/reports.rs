@@ -1,0 +1,109 @@
+//! What replicas have to say to metadata: changes of their ISR, and storage that is lost.
+//!
+//! Gathered, and sent as one command for many partitions: when a broker goes, all that it followed says so at once.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bus_metadata::{Applied, Command, IsrChange, ProposeError, limits};
+use bus_protocol::{PartitionId, TopicId};
+use bus_replica::{IsrProposal, Matter, Report};
+use tokio::sync::mpsc;
+
+use crate::node::Node;
+
+/// Reports that wait; a replica that finds no room says it again later.
+pub(crate) const QUEUE: usize = 4_096;
+/// How long it takes until what failed is tried again.
+const AGAIN: Duration = Duration::from_millis(100);
+
+type Proposal = (TopicId, PartitionId, IsrProposal);
+
+/// Runs until the broker stops.
+pub(crate) async fn run(node: Arc<Node>, mut reports: mpsc::Receiver<Report>) {
+    let stopping = node.stopping();
+    tokio::pin!(stopping);
+    let mut gathered = Vec::new();
+    loop {
+        tokio::select! {
+            count = reports.recv_many(&mut gathered, limits::PARTITIONS_PER_COMMAND) => if count == 0 { return },
+            () = &mut stopping => return,
+        }
+        let (mut proposals, mut lost) = (Vec::new(), Vec::new());
+        for Report { topic, partition, matter } in gathered.drain(..) {
+            match matter {
+                Matter::Isr(proposal) => proposals.push((topic, partition, proposal)),
+                Matter::Lost(why) => {
+                    tracing::warn!(%topic, partition, why, "a replica has lost what it stored");
+                    lost.push((topic, partition));
+                }
+            }
+        }
+        if !lost.is_empty() {
+            say_lost(&node, lost).await;
+        }
+        if !proposals.is_empty() {
+            propose(&node, proposals).await;
+        }
+    }
+}
+
+/// Tells metadata that replicas of this node have lost what they stored; again until it is heard, or not true any more.
+pub(crate) async fn say_lost(node: &Arc<Node>, partitions: Vec<(TopicId, PartitionId)>) {
+    let command = Command::ReportLost { node: node.id, epoch: node.epoch(), partitions };
+    loop {
+        match node.metadata.propose(command.clone()).await {
+            Ok(_) | Err(ProposeError::Rejected(_) | ProposeError::Stopped(_)) => return,
+            Err(error) => tracing::debug!(%error, "lost replicas are reported again"),
+        }
+        if node.pause(AGAIN).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Asks for changes of the ISR until each is decided: one of which that is not known stays in force on the leader's
+/// side. That the same change comes twice does no harm: it names the partition epoch.
+async fn propose(node: &Arc<Node>, proposals: Vec<Proposal>) {
+    let change = |(topic, partition, proposal): &Proposal| IsrChange {
+        topic: *topic,
+        partition: *partition,
+        leader_epoch: proposal.leader_epoch,
+        partition_epoch: proposal.partition_epoch,
+        isr: proposal.isr.clone(),
+    };
+    let changes = proposals.iter().map(change).collect();
+    let command = Command::AlterPartitions { node: node.id, epoch: node.epoch(), changes };
+    loop {
+        match node.metadata.propose(command.clone()).await {
+            Ok(Applied::Partitions(results)) => {
+                let refused = proposals.into_iter().zip(results).filter_map(|(proposal, result)| {
+                    let error = result.err()?;
+                    tracing::debug!(topic = %proposal.0, partition = proposal.1, %error, "ISR change refused");
+                    Some(proposal)
+                });
+                return refuse(node, refused.collect()).await;
+            }
+            Ok(_) | Err(ProposeError::Stopped(_)) => return,
+            Err(ProposeError::Rejected(error)) => {
+                tracing::debug!(%error, "ISR changes refused");
+                return refuse(node, proposals).await;
+            }
+            Err(error) => tracing::debug!(%error, "ISR changes are asked for again"),
+        }
+        if node.pause(AGAIN).await.is_err() {
+            return;
+        }
+    }
+}
+
+async fn refuse(node: &Node, refused: Vec<Proposal>) {
+    let image = node.metadata.image();
+    for (topic, partition, proposal) in refused {
+        let Some(topic) = image.topic_by_id(topic) else { continue };
+        if let Ok((_, partition)) = node.topics.partition(&topic.name, partition) {
+            // One that is closed has nothing under way.
+            partition.proposal_refused(proposal).await.ok();
+        }
+    }
+}

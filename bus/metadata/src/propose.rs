@@ -1,0 +1,146 @@
+//! The way of a command to whoever leads, and of what it did back here.
+
+use std::time::Duration;
+
+use bus_protocol::NodeId;
+use openraft::error::{ClientWriteError, RaftError};
+use tokio::time::{Instant, sleep_until, timeout_at};
+
+use crate::messages::{Question, Reply};
+use crate::node::Core;
+use crate::{Applied, Command, PeerError, ProposeError, Rejected, limits};
+
+/// How long somebody is left alone who said that it does not lead, or could not be reached, unless another is heard
+/// to lead before.
+const RETRY: Duration = Duration::from_millis(50);
+/// How long an answer is waited for from one who leads no more.
+const LAST_WORDS: Duration = Duration::from_millis(200);
+
+/// What came of one attempt.
+enum Attempt {
+    Applied {
+        index: u64,
+        result: Result<Applied, Rejected>,
+    },
+    /// It certainly was not applied: it can be tried again.
+    Not,
+    Failed(ProposeError),
+}
+
+impl Core {
+    /// Has the group agree on a command, wherever its leader is, and waits until this node's image shows it.
+    pub(crate) async fn propose(&self, command: Command) -> Result<Applied, ProposeError> {
+        check_size(&command)?;
+        let _permit = self.permits.try_acquire().map_err(|_| ProposeError::Busy)?;
+        let began = Instant::now();
+        let deadline = began + self.options.propose_timeout();
+        let mut leader = self.leader.clone();
+        loop {
+            if leader.has_changed().is_err() {
+                return Err(ProposeError::Stopped("it was shut down".into()));
+            }
+            let leads = *leader.borrow_and_update();
+            let attempt = match leads {
+                None => Attempt::Not,
+                Some(node) if node == self.node() => match self.write(command.clone(), deadline).await {
+                    Ok((index, result)) => Attempt::Applied { index, result },
+                    Err(ProposeError::NotLeader { .. }) => Attempt::Not,
+                    Err(error) => Attempt::Failed(error),
+                },
+                Some(node) => self.forward(node, &command, began, deadline).await,
+            };
+            match attempt {
+                Attempt::Applied { index, result } => {
+                    let mut image = self.image.clone();
+                    let shown = timeout_at(deadline, image.wait_for(|image| image.index() >= index)).await;
+                    return match shown {
+                        Ok(Ok(_)) => Ok(result?),
+                        Ok(Err(_)) => Err(ProposeError::Stopped("it was shut down".into())),
+                        Err(_) => Err(ProposeError::TimedOut(millis(began.elapsed()))),
+                    };
+                }
+                Attempt::Failed(error) => return Err(error),
+                Attempt::Not => {}
+            }
+            let again = if leads.is_some() { deadline.min(Instant::now() + RETRY) } else { deadline };
+            tokio::select! {
+                changed = leader.changed() => {
+                    changed.map_err(|_| ProposeError::Stopped("it was shut down".into()))?;
+                }
+                () = sleep_until(again) => {}
+            }
+            if Instant::now() >= deadline {
+                return Err(ProposeError::NotLeader { node: self.node(), leader: *leader.borrow() });
+            }
+        }
+    }
+
+    /// Proposes what another node has forwarded, or the controller has decided: only as the leader.
+    pub(crate) async fn propose_as_leader(
+        &self,
+        command: Command,
+    ) -> Result<(u64, Result<Applied, Rejected>), ProposeError> {
+        check_size(&command)?;
+        let _permit = self.permits.try_acquire().map_err(|_| ProposeError::Busy)?;
+        self.write(command, Instant::now() + self.options.propose_timeout()).await
+    }
+
+    /// [`ProposeError::NotLeader`] is certain: Raft says it of what it has not appended, or has cut off again.
+    async fn write(
+        &self,
+        command: Command,
+        deadline: Instant,
+    ) -> Result<(u64, Result<Applied, Rejected>), ProposeError> {
+        let began = Instant::now();
+        match timeout_at(deadline, self.raft.client_write(command)).await {
+            Err(_) => Err(ProposeError::TimedOut(millis(began.elapsed()))),
+            Ok(Ok(response)) => Ok((response.log_id.index, response.data)),
+            Ok(Err(RaftError::APIError(ClientWriteError::ForwardToLeader(forward)))) => {
+                Err(ProposeError::NotLeader { node: self.node(), leader: forward.leader_id })
+            }
+            Ok(Err(error)) => Err(ProposeError::Stopped(error.to_string())),
+        }
+    }
+
+    async fn forward(&self, to: NodeId, command: &Command, began: Instant, deadline: Instant) -> Attempt {
+        let Some(address) = self.address_of(to) else { return Attempt::Not };
+        let asked = self.peers.ask(to, &address, Question::Propose(Box::new(command.clone())));
+        let mut leader = self.leader.clone();
+        let replaced = async {
+            // A closed channel is a node that stops.
+            let _ = leader.wait_for(|leader| *leader != Some(to)).await;
+            tokio::time::sleep(LAST_WORDS).await;
+        };
+        let reply = tokio::select! {
+            reply = asked => reply,
+            () = replaced => return Attempt::Failed(ProposeError::TimedOut(millis(began.elapsed()))),
+            () = sleep_until(deadline) => {
+                return Attempt::Failed(ProposeError::TimedOut(millis(began.elapsed())));
+            }
+        };
+        match reply {
+            Ok(Reply::Applied { index, result }) => Attempt::Applied { index, result },
+            Ok(Reply::NotApplied { error: ProposeError::NotLeader { .. }, .. }) => Attempt::Not,
+            // It stops, and says so before it proposes anything, or does not know.
+            Ok(Reply::NotApplied { error: ProposeError::Stopped(_), .. }) | Err(PeerError::Broken { .. }) => {
+                Attempt::Failed(ProposeError::TimedOut(millis(began.elapsed())))
+            }
+            Ok(Reply::NotApplied { error, .. }) => Attempt::Failed(error),
+            // An answer to another question comes of no proposal.
+            Ok(_) | Err(_) => Attempt::Not,
+        }
+    }
+}
+
+fn check_size(command: &Command) -> Result<(), ProposeError> {
+    let limit = limits::COMMAND_BYTES;
+    match postcard::experimental::serialized_size(command) {
+        Ok(size) if size > limit => Err(ProposeError::TooLarge { size, limit }),
+        Ok(_) => Ok(()),
+        Err(error) => Err(ProposeError::Stopped(error.to_string())),
+    }
+}
+
+pub(crate) fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,201 @@
+//! A broker's session: its heartbeats, and how it leaves.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bus_protocol::NodeId;
+use tokio::task::JoinSet;
+use tokio::time::{MissedTickBehavior, interval, timeout};
+
+use crate::messages::{Question, Reply};
+use crate::node::Core;
+use crate::{Command, MetadataImage, ProposeError};
+
+/// How long a stop waits for others to take over.
+const LEAVE: Duration = Duration::from_secs(2);
+/// How long a step of an election may take before it is taken again.
+const ELECTION_STEP: Duration = Duration::from_millis(100);
+
+/// Tells every voter, again and again, that this node's broker is there, once it is registered.
+pub(crate) async fn beat(core: Arc<Core>) {
+    let mut session = core.session.subscribe();
+    if session.wait_for(|session| session.epoch.is_some()).await.is_err() {
+        return;
+    }
+    let mut ticks = interval(core.options.broker_heartbeat());
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut under_way = JoinSet::new();
+    let mut asked = BTreeSet::new();
+    loop {
+        tokio::select! {
+            _ = ticks.tick() => {
+                let Some(epoch) = core.session.borrow().epoch else { continue };
+                for (node, address) in core.members().voters {
+                    // One message a voter at a time: a dead one must not pile them up.
+                    if asked.insert(node) {
+                        let core = Arc::clone(&core);
+                        under_way.spawn(async move {
+                            core.tell(node, &address, epoch).await;
+                            node
+                        });
+                    }
+                }
+            }
+            Some(done) = under_way.join_next() => match done {
+                Ok(node) => drop(asked.remove(&node)),
+                // It panicked or was cancelled, and does not say for whom it was.
+                Err(error) => {
+                    tracing::error!(%error, "a heartbeat ended badly");
+                    asked.clear();
+                }
+            },
+        }
+    }
+}
+
+impl Core {
+    /// Tells a voter that this broker is there; if that leads and has fenced it, the broker says that it is up.
+    async fn tell(&self, voter: NodeId, address: &str, epoch: u64) {
+        let fenced = if voter == self.node() {
+            let image = self.image();
+            self.leads() && image.broker(voter).is_some_and(|broker| broker.epoch == epoch && broker.fenced)
+        } else {
+            let asked = self.peers.ask(voter, address, Question::Heartbeat { epoch });
+            match timeout(self.options.session_timeout(), asked).await {
+                Ok(Ok(Reply::Heard { superseded: true, .. })) => {
+                    self.superseded(epoch);
+                    false
+                }
+                Ok(Ok(Reply::Heard { fenced, .. })) => fenced,
+                Ok(Ok(_)) => false,
+                Ok(Err(error)) => {
+                    tracing::debug!(%error, voter, "a heartbeat was not heard");
+                    false
+                }
+                Err(_) => false,
+            }
+        };
+        let session = *self.session.borrow();
+        if fenced && session.ready && !session.leaving {
+            tracing::info!("this broker was fenced, and says that it is up");
+            if let Err(error) = self.propose(Command::UnfenceBroker { node: self.node(), epoch }).await {
+                tracing::debug!(%error, "this broker stays fenced for now");
+            }
+        }
+    }
+
+    /// Says once that another has this broker's id.
+    fn superseded(&self, epoch: u64) {
+        let news = self.session.send_if_modified(|session| !std::mem::replace(&mut session.superseded, true));
+        if news {
+            tracing::error!(
+                epoch,
+                "this broker's node id has been registered by another since: stop one of the two"
+            );
+        }
+    }
+
+    pub(crate) async fn ready(&self) -> Result<(), ProposeError> {
+        let node = self.node();
+        let Some(epoch) = self.session.borrow().epoch else {
+            return Err(crate::Rejected::UnknownBroker { node }.into());
+        };
+        self.session.send_modify(|session| session.ready = true);
+        self.propose(Command::UnfenceBroker { node, epoch }).await.map(drop)
+    }
+
+    pub(crate) async fn leave(&self) {
+        let epoch = self.session.borrow().epoch;
+        self.session.send_modify(|session| session.leaving = true);
+        let leaving = async {
+            if let Some(epoch) = epoch {
+                match self.propose(Command::FenceBroker { node: self.node(), epoch }).await {
+                    Ok(_) => {
+                        let (mut image, node) = (self.image.clone(), self.node());
+                        // An error is a node that has stopped.
+                        let _ = image.wait_for(|image| !leads_what_others_could(image, node)).await;
+                    }
+                    Err(error) => {
+                        tracing::warn!(%error, "the partitions of this broker were not handed over")
+                    }
+                }
+            }
+            self.hand_over().await;
+        };
+        if timeout(LEAVE, leaving).await.is_err() {
+            tracing::warn!(
+                "not all that this broker leads was handed over in {LEAVE:?}: it stops all the same"
+            );
+        }
+    }
+
+    /// Has another voter lead the group, if this node does.
+    ///
+    /// Voters hold by a leader that they have just heard, so two steps are needed. The first election, in a higher
+    /// term, wins no majority, but makes this node step down, which then may vote; the second wins.
+    async fn hand_over(&self) {
+        let mut leader = self.leader.clone();
+        let heirs = self.heirs().await;
+        if !self.leads() || heirs.is_empty() {
+            return;
+        }
+        // Of five voters three are needed: one more than the heir and this node lets go as well.
+        if heirs.len() > 2 {
+            self.have_elect(&heirs[1]).await;
+        }
+        // The first of them gets two attempts, as it needs; then each of the others.
+        for heir in heirs.iter().take(1).chain(heirs.iter().cycle()) {
+            let leads = *leader.borrow_and_update();
+            if leads.is_some_and(|leader| leader != self.node()) {
+                return;
+            }
+            self.have_elect(heir).await;
+            if let Err(error) = self.raft.trigger().heartbeat().await {
+                tracing::debug!(%error, "the metadata has stopped already");
+                return;
+            }
+            if let Ok(Err(_)) = timeout(ELECTION_STEP, leader.wait_for(|now| *now != leads)).await {
+                return;
+            }
+        }
+    }
+
+    async fn have_elect(&self, (node, address): &(NodeId, String)) {
+        let asked = self.peers.ask(*node, address, Question::Elect);
+        if let Ok(Err(error)) = timeout(ELECTION_STEP, asked).await {
+            tracing::debug!(%error, node, "it does not stand for election");
+        }
+    }
+
+    /// The other voters and where they are, those with the most of the log first, once one of them has all of it, or
+    /// after a while.
+    async fn heirs(&self) -> Vec<(NodeId, String)> {
+        let mut metrics = self.raft.metrics();
+        let caught_up = metrics.wait_for(|metrics| {
+            let replicated = metrics.replication.iter().flatten();
+            let mut others = replicated.filter(|(node, _)| **node != metrics.id);
+            metrics.replication.is_none()
+                || others.any(|(_, log)| log.map(|log| log.index) == metrics.last_log_index)
+        });
+        // A node that has stopped, or that nobody keeps up with, hands over as well as it can.
+        let _ = timeout(ELECTION_STEP, caught_up).await;
+        let replicated = self.raft.metrics().borrow().replication.clone().unwrap_or_default();
+        let (members, image, now) = (self.members(), self.image(), tokio::time::Instant::now());
+        let mut heirs: Vec<_> = members.voters.into_iter().filter(|(node, _)| *node != self.node()).collect();
+        let liveness = self.liveness();
+        heirs.sort_by_key(|(node, _)| {
+            let alive = image.broker(*node).is_some_and(|broker| liveness.is_alive(*node, broker.epoch, now));
+            let has = replicated.get(node).and_then(|log| log.as_ref()).map(|log| log.index);
+            std::cmp::Reverse((alive, has))
+        });
+        heirs
+    }
+}
+
+fn leads_what_others_could(image: &MetadataImage, node: NodeId) -> bool {
+    image.topics().flat_map(|topic| &topic.partitions).any(|partition| {
+        partition.leader == Some(node)
+            && partition.isr.iter().any(|member| *member != node && image.is_available(*member))
+    })
+}

@@ -1,0 +1,77 @@
+//! A follower's side of one replication stream.
+
+use std::sync::{Arc, OnceLock};
+
+use bus_protocol::replicate::{LeaderFrame, LogEnd};
+use bus_protocol::{Epoch, Offset};
+use bytes::Bytes;
+use tokio::sync::{Notify, watch};
+
+use crate::owner::Event;
+use crate::{FollowError, Partition};
+
+/// One stream from the leader of one epoch to this replica. Frames are taken in order, batches without waiting
+/// for them to be appended; a failure is told by [`Following::failed`], and ends the stream.
+pub struct Following {
+    partition: Partition,
+    epoch: Epoch,
+    begin: LogEnd,
+    failure: Failure,
+}
+
+/// Where the owner leaves why it took no batch.
+#[derive(Clone, Default)]
+pub(crate) struct Failure(Arc<(OnceLock<String>, Notify)>);
+
+impl Failure {
+    /// Only the first counts: the others follow from it.
+    pub(crate) fn set(&self, error: &FollowError) {
+        if self.0.0.set(error.to_string()).is_ok() {
+            self.0.1.notify_one();
+        }
+    }
+
+    pub(crate) fn is_set(&self) -> bool {
+        self.0.0.get().is_some()
+    }
+}
+
+impl Following {
+    pub(crate) async fn begin(partition: Partition, epoch: Epoch) -> Result<Self, FollowError> {
+        let begin = partition.ask(|answer| Event::Position(epoch, answer)).await;
+        let begin = begin.map_err(|_| FollowError::Closed)??;
+        Ok(Self { partition, epoch, begin, failure: Failure::default() })
+    }
+
+    /// Where the log ends: what the stream is opened with.
+    pub fn begin_at(&self) -> LogEnd {
+        self.begin
+    }
+
+    /// Takes the leader's answer to where the log ends; what is to be sent back, or `None` when batches follow.
+    pub async fn settle(&self, frame: LeaderFrame) -> Result<Option<LogEnd>, FollowError> {
+        let answer = self.partition.ask(|answer| Event::Settle(self.epoch, frame, answer)).await;
+        answer.map_err(|_| FollowError::Closed)?
+    }
+
+    /// Takes a frame of batches. Waits while the owner's queue is full.
+    pub async fn replicate(&self, frame: LeaderFrame, payload: Bytes) -> Result<(), FollowError> {
+        let event = Event::Replicate { epoch: self.epoch, frame, payload, failure: self.failure.clone() };
+        self.partition.send(event).await.map_err(|_| FollowError::Closed)
+    }
+
+    /// Resolves, with why, when a batch could not be taken.
+    pub async fn failed(&self) -> String {
+        loop {
+            if let Some(why) = self.failure.0.0.get() {
+                return why.clone();
+            }
+            self.failure.0.1.notified().await;
+        }
+    }
+
+    /// Tells how far this replica has stored.
+    pub fn stored(&self) -> watch::Receiver<Offset> {
+        self.partition.shown.stored.clone()
+    }
+}

@@ -1,0 +1,384 @@
+//! Who leads a partition, and how a stream follows when that changes.
+//!
+//! ```text
+//!   a refusal says who leads   -> there, at once, the first time
+//!   a stream or its broker dies -> metadata, from any broker, every 50 ms until somebody leads
+//!   silence, though something is due -> metadata; another leader or epoch: abandon the stream, go there
+//! ```
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use bus_protocol::request::{PartitionState, Position, Request, Response, TopicInfo};
+use bus_protocol::{Epoch, ErrorCode, NodeId, Offset, PartitionId, TopicName};
+use bytes::Bytes;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep};
+
+use crate::backoff::Backoff;
+use crate::{Client, Error};
+
+/// A leader that owes something and is silent for so long is doubted.
+pub(crate) const SILENCE: Duration = Duration::from_millis(300);
+/// How often somebody is asked who leads, while that is in doubt.
+const POLL: Duration = Duration::from_millis(50);
+/// After so many polls the wait between two doubles, up to [`SLOW_POLL`].
+const QUICK_POLLS: u32 = 60;
+const SLOW_POLL: Duration = Duration::from_millis(800);
+/// What was heard so recently is asked for by one partition for all.
+const FRESH: Duration = Duration::from_millis(25);
+/// How long one question for metadata may take.
+const ASK: Duration = Duration::from_secs(2);
+/// How often it is looked whether a silent leader can still be reached.
+const CHECK: Duration = Duration::from_secs(1);
+/// How long brokers may say that they do not know a topic that did exist: one that starts may not have heard of it.
+const UNKNOWN: Duration = Duration::from_secs(2);
+
+/// Who is taken to lead a partition.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Leader {
+    pub(crate) node: NodeId,
+    pub(crate) address: String,
+    /// As metadata had it.
+    epoch: Epoch,
+    /// Another broker's word, which metadata has not borne out yet.
+    hinted: bool,
+}
+
+impl Leader {
+    /// Whether somebody else leads, or it leads anew.
+    fn is_replaced(&mut self, now: &PartitionState) -> bool {
+        if self.hinted && now.leader == Some(self.node) {
+            (self.epoch, self.hinted) = (self.epoch.max(now.epoch), false);
+            return false;
+        }
+        now.epoch > self.epoch || now.epoch == self.epoch && !self.hinted && now.leader != Some(self.node)
+    }
+}
+
+/// How long to wait until metadata is asked for again.
+#[derive(Debug, Default)]
+struct Pace(u32);
+
+impl Pace {
+    fn next(&mut self) -> Duration {
+        let slower = self.0.saturating_sub(QUICK_POLLS).min(8);
+        self.0 = self.0.saturating_add(1);
+        POLL.saturating_mul(1 << slower).min(SLOW_POLL)
+    }
+}
+
+impl Client {
+    /// The leader of a partition; the broker `hint`, if its address is known.
+    pub(crate) async fn leader(
+        &self,
+        topic: &TopicName,
+        partition: PartitionId,
+        hint: Option<NodeId>,
+    ) -> Result<Leader, Error> {
+        let info = self.topic(topic).await?;
+        let state = state(&info, partition)?;
+        let epoch = state.epoch;
+        let at = |node: NodeId, hinted| {
+            self.metadata().broker(node).map(|address| Leader { node, address, epoch, hinted })
+        };
+        let hinted = hint.filter(|hint| state.leader != Some(*hint)).and_then(|hint| at(hint, true));
+        hinted
+            .or_else(|| at(state.leader?, false))
+            .ok_or_else(|| Error::NoLeader { topic: topic.clone(), partition })
+    }
+
+    /// Asks, unless somebody has just now, whether the partition has another leader or a newer epoch.
+    pub(crate) async fn is_replaced(
+        &self,
+        topic: &TopicName,
+        partition: PartitionId,
+        leader: &mut Leader,
+        age: Duration,
+    ) -> bool {
+        let asked = tokio::time::timeout(ASK, self.refresh_within(topic, age)).await;
+        match asked {
+            Ok(Ok(info)) => {
+                info.partitions.get(partition as usize).is_some_and(|now| leader.is_replaced(now))
+            }
+            Ok(Err(error)) => {
+                tracing::debug!(%topic, partition, %error, "nobody says who leads");
+                false
+            }
+            Err(_) => false,
+        }
+    }
+
+    /// How long to wait for a leader before it is doubted: less where its broker is doubted already.
+    pub(crate) fn patience(&self, leader: &Leader) -> Duration {
+        if self.pool().is_suspect(&leader.address) { POLL } else { SILENCE }
+    }
+
+    /// Resolves once a leader that owes something, and is silent, is replaced. Others are asked first from now on; every
+    /// second it is made sure that the connection to it carries anything.
+    pub(crate) async fn until_replaced(
+        &self,
+        topic: &TopicName,
+        partition: PartitionId,
+        leader: &mut Leader,
+    ) {
+        self.pool().note(&leader.address, false);
+        let (mut pace, mut checked) = (Pace::default(), Instant::now());
+        while !self.is_replaced(topic, partition, leader, FRESH).await {
+            if checked.elapsed() >= CHECK {
+                self.pool().check(&leader.address).await;
+                checked = Instant::now();
+            }
+            sleep(pace.next()).await;
+        }
+    }
+
+    /// Waits for `wait`, or until metadata says something new of the partition since the attempt at `failed`.
+    async fn wait_for_news(
+        &self,
+        topic: &TopicName,
+        partition: PartitionId,
+        failed: Option<&mut Leader>,
+        wait: Duration,
+    ) {
+        let known = |info: &TopicInfo| {
+            info.partitions.get(partition as usize).map(|state| (info.id, state.leader, state.epoch))
+        };
+        let info = self.known_topic(topic);
+        let current = info.as_ref().and_then(|info| info.partitions.get(partition as usize));
+        if let (Some(failed), Some(current)) = (failed, current)
+            && current.leader.is_some()
+            && failed.is_replaced(current)
+        {
+            return;
+        }
+        let before = info.as_ref().and_then(|info| known(info));
+        let news = async {
+            let mut pace = Pace::default();
+            loop {
+                match tokio::time::timeout(ASK, self.refresh_within(topic, FRESH)).await {
+                    Ok(Ok(info))
+                        if known(&info).is_some_and(|now| Some(now) != before && now.1.is_some()) =>
+                    {
+                        return;
+                    }
+                    _ => sleep(pace.next()).await,
+                }
+            }
+        };
+        tokio::select! { () = news => {} () = sleep(wait) => {} }
+    }
+
+    /// Asks each leader of the partitions for its part, all at once; one that is replaced before it has answered
+    /// counts as lost. In the order of their addresses.
+    async fn ask_leaders(
+        &self,
+        topic: &TopicName,
+        partitions: &[PartitionId],
+        led_only: bool,
+        request: impl Fn(Vec<PartitionId>) -> Request,
+    ) -> Result<Vec<Response>, Error> {
+        let mut parts: BTreeMap<String, (Leader, Vec<PartitionId>)> = BTreeMap::new();
+        for &partition in partitions {
+            let leader = match self.leader(topic, partition, None).await {
+                Err(Error::NoLeader { .. }) if led_only => continue,
+                leader => leader?,
+            };
+            let part = parts.entry(leader.address.clone()).or_insert_with(|| (leader, Vec::new()));
+            part.1.push(partition);
+        }
+        let mut asked = JoinSet::new();
+        for (index, (mut leader, part)) in parts.into_values().enumerate() {
+            let (client, topic, request) = (self.clone(), topic.clone(), request(part.clone()));
+            asked.spawn(async move {
+                let address = leader.address.clone();
+                let answer = async {
+                    let connection = client.pool().get(&address).await?;
+                    client.asked(&address, &connection, &request, Bytes::new()).await
+                };
+                let replaced = async {
+                    sleep(client.patience(&leader)).await;
+                    let partition = part.first().copied().unwrap_or_default();
+                    client.until_replaced(&topic, partition, &mut leader).await;
+                };
+                let answer = tokio::select! {
+                    answer = answer => answer,
+                    () = replaced => Err(bus_transport::Error::Silent.into()),
+                };
+                if let Err(Error::Transport(_)) = &answer {
+                    client.pool().note(&address, false);
+                }
+                (index, answer)
+            });
+        }
+        let mut answers = Vec::new();
+        while let Some(result) = asked.join_next().await {
+            let (index, answer) = result.map_err(|error| Error::Protocol(error.to_string()))?;
+            answers.push((index, answer?));
+        }
+        answers.sort_by_key(|(index, _)| *index);
+        Ok(answers.into_iter().map(|(_, answer)| answer).collect())
+    }
+
+    /// Asks the leaders of the partitions, and again where one has moved, until the request timeout. `led_only`: no
+    /// answer for partitions that nobody leads, rather than to wait for somebody.
+    pub(crate) async fn read_from_leaders(
+        &self,
+        topic: &TopicName,
+        partitions: &[PartitionId],
+        led_only: bool,
+        request: impl Fn(Vec<PartitionId>) -> Request,
+    ) -> Result<Vec<Response>, Error> {
+        let after = self.request_timeout();
+        let deadline = Instant::now() + after;
+        let mut retry = Retry::default();
+        let mut last = Error::NoAnswer { request: "the request to the partitions' leaders", after };
+        loop {
+            let asked = self.ask_leaders(topic, partitions, led_only, &request);
+            match tokio::time::timeout_at(deadline, asked).await {
+                Ok(Err(error)) if !retry.is_final(&error) => last = error,
+                Ok(result) => return result,
+                Err(_) => return Err(last),
+            }
+            tracing::debug!(%topic, error = %last, "the leaders are asked again");
+            let partition = partitions.first().copied().unwrap_or_default();
+            let wait = retry.wait(self, topic, partition, None, &last);
+            if tokio::time::timeout_at(deadline, wait).await.is_err() {
+                return Err(last);
+            }
+        }
+    }
+
+    /// The offset at a position for each partition, in the order given; asks the leaders, and again where one has
+    /// moved, until the request timeout.
+    pub(crate) async fn list_offsets(
+        &self,
+        topic: &TopicName,
+        partitions: &[PartitionId],
+        position: Position,
+    ) -> Result<Vec<(PartitionId, Offset)>, Error> {
+        let request = |partitions| Request::ListOffsets { topic: topic.clone(), partitions, position };
+        let mut offsets = BTreeMap::new();
+        for response in self.read_from_leaders(topic, partitions, false, request).await? {
+            match response {
+                Response::Offsets(theirs) => offsets.extend(theirs),
+                _ => return Err(Error::Protocol("no offsets where some were asked for".to_owned())),
+            }
+        }
+        let offset = |partition| match offsets.get(partition) {
+            Some(&offset) => Ok((*partition, offset)),
+            None => Err(Error::Protocol(format!("partition {topic}-{partition} is not in it"))),
+        };
+        partitions.iter().map(offset).collect()
+    }
+}
+
+fn state(info: &TopicInfo, partition: PartitionId) -> Result<&PartitionState, Error> {
+    info.partitions.get(partition as usize).ok_or_else(|| Error::UnknownPartition {
+        topic: info.topic.clone(),
+        partition,
+        partitions: u32::try_from(info.partitions.len()).unwrap_or(u32::MAX),
+    })
+}
+
+/// What a partition's stream does when it breaks: whether it goes on, where, and when.
+#[derive(Debug, Default)]
+pub(crate) struct Retry {
+    backoff: Backoff,
+    /// Refusals in a row that named another leader, or might have.
+    redirects: u32,
+    /// Since when the topic is said not to exist.
+    unknown: Option<Instant>,
+}
+
+impl Retry {
+    /// After a success.
+    pub(crate) fn reset(&mut self) {
+        *self = Self::default();
+    }
+
+    /// Whether it makes no sense to go on.
+    pub(crate) fn is_final(&mut self, error: &Error) -> bool {
+        match error.code() {
+            Some(ErrorCode::UnknownTopic | ErrorCode::UnknownPartition) => {
+                self.unknown.get_or_insert_with(Instant::now).elapsed() >= UNKNOWN
+            }
+            _ => match error {
+                // Its name's server, or its limit, may be a matter of the moment.
+                Error::Transport(error)
+                    if matches!(
+                        **error,
+                        bus_transport::Error::Address { .. } | bus_transport::Error::Rejected { .. }
+                    ) =>
+                {
+                    false
+                }
+                error => !error.is_retriable(),
+            },
+        }
+    }
+
+    /// Waits until the next attempt makes sense, and says whom a refusal named as leader. Not at all after the first
+    /// refusal of a broker that does not lead; a short while, ever longer, after others, or until there is a leader
+    /// that was not known before.
+    pub(crate) async fn wait(
+        &mut self,
+        client: &Client,
+        topic: &TopicName,
+        partition: PartitionId,
+        failed: Option<&mut Leader>,
+        error: &Error,
+    ) -> Option<NodeId> {
+        let redirected = match error {
+            Error::Refused(refusal) => match refusal.code {
+                ErrorCode::NotLeader | ErrorCode::ShuttingDown | ErrorCode::FencedEpoch => {
+                    Some(refusal.leader)
+                }
+                _ => None,
+            },
+            _ => None,
+        };
+        if let Some(hint) = redirected {
+            self.redirects += 1;
+            if self.redirects == 1 {
+                if hint.is_none() {
+                    // Whatever comes of it, the next attempt tells.
+                    let _ = tokio::time::timeout(SILENCE, client.refresh_within(topic, Duration::ZERO)).await;
+                }
+                return hint;
+            }
+        }
+        client.wait_for_news(topic, partition, failed, self.backoff.next()).await;
+        // A hint is worth a try each time that metadata has nothing newer, but no more without a wait.
+        redirected.flatten()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn state(leader: Option<NodeId>, epoch: Epoch) -> PartitionState {
+        PartitionState { leader, epoch, replicas: vec![], isr: vec![], target: None }
+    }
+
+    #[test]
+    fn a_leader_is_replaced_by_another_or_by_a_newer_epoch_and_not_by_old_news() {
+        let mut leader = Leader { node: 1, address: String::new(), epoch: 4, hinted: false };
+        assert!(!leader.is_replaced(&state(Some(1), 4)));
+        assert!(!leader.is_replaced(&state(Some(2), 3)));
+        assert!(leader.is_replaced(&state(None, 4)));
+        assert!(leader.is_replaced(&state(Some(2), 5)));
+        assert!(leader.is_replaced(&state(Some(1), 5)));
+    }
+
+    #[test]
+    fn a_hint_stands_until_metadata_is_newer() {
+        let mut leader = Leader { node: 2, address: String::new(), epoch: 4, hinted: true };
+        assert!(!leader.is_replaced(&state(Some(1), 4)));
+        assert!(!leader.is_replaced(&state(Some(2), 5)));
+        assert!(leader.is_replaced(&state(Some(2), 6)), "and is a leader like any other from then on");
+        let mut leader = Leader { node: 2, address: String::new(), epoch: 4, hinted: true };
+        assert!(leader.is_replaced(&state(Some(3), 5)));
+    }
+}

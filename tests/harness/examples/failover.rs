@@ -1,0 +1,18 @@
+//! How long producers wait for a new leader: `failover [TIMES]`, kills and then graceful stops.
+
+#![allow(clippy::print_stdout, reason = "its output is what it is for")]
+
+use anyhow::Context as _;
+use bus_testkit::Failover;
+
+#[tokio::main]
+async fn main() -> anyhow::Result<()> {
+    let times = match std::env::args().nth(1) {
+        Some(times) => times.parse().context("usage: failover [TIMES]")?,
+        None => Failover::default().times,
+    };
+    for graceful in [false, true] {
+        println!("{}", Failover { times, graceful, ..Failover::default() }.run().await?);
+    }
+    Ok(())
+}

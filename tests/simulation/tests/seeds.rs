@@ -1,0 +1,97 @@
+//! Fresh seeds at each run, and those that once found something.
+
+use std::num::NonZero;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::SystemTime;
+
+use bus_simulation::{Outcome, replay, run};
+
+fn setting(name: &str) -> Option<u64> {
+    let value = std::env::var(name).ok()?;
+    let parsed = match value.strip_prefix("0x") {
+        Some(hex) => u64::from_str_radix(hex, 16),
+        None => value.parse(),
+    };
+    Some(parsed.unwrap_or_else(|error| panic!("{name}={value}: {error}")))
+}
+
+#[expect(clippy::disallowed_methods, reason = "fresh seeds are wanted here")]
+fn fresh() -> u64 {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap();
+    since.as_nanos() as u64
+}
+
+/// Runs `count` seeds from `first` on, on all cores; stops at the first that fails.
+fn search(first: u64, count: u64) -> Option<Outcome> {
+    let threads = std::thread::available_parallelism().map_or(1, NonZero::get);
+    let next = AtomicU64::new(0);
+    let failed = std::sync::Mutex::new(None);
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                while failed.lock().unwrap().is_none() {
+                    let number = next.fetch_add(1, Ordering::Relaxed);
+                    if number >= count {
+                        break;
+                    }
+                    let outcome = run(first.wrapping_add(number), None);
+                    if outcome.violation.is_some() {
+                        failed.lock().unwrap().get_or_insert(outcome);
+                    }
+                }
+            });
+        }
+    });
+    failed.into_inner().unwrap()
+}
+
+/// `SEEDS` says how many, `SEED` where to begin.
+#[test]
+fn fresh_seeds_hold() {
+    let (first, count) = (setting("SEED").unwrap_or_else(fresh), setting("SEEDS").unwrap_or(200));
+    println!("{count} seeds from {first:#x} on");
+    if let Some(outcome) = search(first, count) {
+        let (seed, violation) = (outcome.seed, outcome.violation.unwrap());
+        panic!("{violation}\npaste this into tests/seeds.rs:\n    holds({seed:#x});");
+    }
+}
+
+/// Prints what each of many seeds finds: `SEED=1 SEEDS=300 cargo test ... survey -- --nocapture --ignored`
+#[test]
+#[ignore = "for a look around"]
+fn survey() {
+    let (first, count) = (setting("SEED").unwrap_or_else(fresh), setting("SEEDS").unwrap_or(200));
+    let found = (first..first + count).filter_map(|seed| {
+        let outcome = run(seed, None);
+        outcome.violation.map(|violation| (violation.to_string(), seed))
+    });
+    for (violation, seed) in found {
+        println!("{seed:#x} {}", violation.chars().take(300).collect::<String>());
+    }
+}
+
+/// A seed once found something: it must find nothing any more. `LINES=1` prints what happens.
+fn holds(seed: u64) {
+    let outcome = replay(seed, None);
+    if setting("LINES").is_some() {
+        outcome.lines.iter().for_each(|line| println!("{line}"));
+    }
+    assert_eq!(outcome.violation, None, "{seed:#x}");
+}
+
+/// `SEED=0x... LINES=1 cargo test -p bus-simulation --test seeds one -- --nocapture --ignored`
+#[test]
+#[ignore = "for a seed that is looked into"]
+fn one() {
+    holds(setting("SEED").unwrap());
+}
+
+#[test]
+fn the_same_seed_gives_the_same_trace() {
+    for seed in [1, 2, 3] {
+        let (one, other) = (run(seed, None), replay(seed, None));
+        assert_eq!((one.trace, one.events), (other.trace, other.events), "{seed}");
+        assert!(one.events > 500, "{one:?}");
+        assert!(one.committed > 20, "{one:?}");
+    }
+}

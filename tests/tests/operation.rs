@@ -1,0 +1,172 @@
+//! A cluster as its operator changes it, while it is in use.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use anyhow::ensure;
+use bus_protocol::NodeId;
+use bus_testkit::{Cluster, Load, LoadResult, LoadUnderWay};
+use serde_json::Value;
+
+const MINUTE: Duration = Duration::from_secs(60);
+
+async fn loaded(partitions: u32, replicas: u32) -> (Cluster, LoadUnderWay) {
+    let cluster = Cluster::builder().start().await.unwrap();
+    cluster.create_topic("load", partitions, replicas, &[]).await.unwrap();
+    let load = Load { partitions, records_per_second: 300, ..Load::default() };
+    let load = load.start(&cluster).await.unwrap();
+    load.wait_for_acks(100, MINUTE).await.unwrap();
+    (cluster, load)
+}
+
+/// Ends the load: no record failed, and what was acknowledged is there.
+async fn all_is_well(cluster: &Cluster, load: LoadUnderWay) {
+    load.wait_for_acks(100, MINUTE).await.unwrap();
+    let LoadResult { history, counts, failure } = load.stop().await.unwrap();
+    assert_eq!((failure, counts.unknown, counts.refused), (None, 0, 0));
+    cluster.wait_all_in_sync().await.unwrap();
+    assert_eq!(cluster.check_history("load", &history).await.unwrap(), counts.acknowledged);
+}
+
+async fn run(cluster: &Cluster, arguments: &[&str]) -> Vec<String> {
+    let finished = cluster.bus(arguments).finished().await.unwrap();
+    finished.success().unwrap_or_else(|error| panic!("{arguments:?}: {error}")).lines()
+}
+
+/// The rows of `bus cluster status`, by node.
+async fn status(cluster: &Cluster) -> Vec<Value> {
+    let lines = run(cluster, &["cluster", "status", "-o", "json"]).await;
+    lines.iter().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+/// Waits until a node leads between `least` and `most` partitions.
+async fn wait_for_leaders(cluster: &Cluster, node: NodeId, leads: impl Fn(u64) -> bool) {
+    let waited = cluster.wait_until("leaders have moved", MINUTE, async || {
+        let rows = status(cluster).await;
+        let row = rows.into_iter().find(|row| row["node"] == node);
+        let leaders = row.and_then(|row| row["leaders"].as_u64()).unwrap_or_default();
+        ensure!(leads(leaders), "node {node} leads {leaders}");
+        Ok(true)
+    });
+    waited.await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_drained_broker_leads_nothing_until_it_is_added_back() {
+    let (cluster, load) = loaded(6, 3).await;
+    wait_for_leaders(&cluster, 2, |leaders| leaders > 0).await;
+    run(&cluster, &["cluster", "drain", "2"]).await;
+    wait_for_leaders(&cluster, 2, |leaders| leaders == 0).await;
+    run(&cluster, &["topic", "create", "while-drained", "--partitions", "4", "--replicas", "2"]).await;
+    for partition in 0..4 {
+        let state = cluster.partition_state("while-drained", partition).await.unwrap();
+        assert!(!state.replicas.contains(&2), "{state:?}");
+    }
+    run(&cluster, &["cluster", "add-back", "2"]).await;
+    wait_for_leaders(&cluster, 2, |leaders| leaders > 0).await;
+    let unknown = cluster.bus(["cluster", "drain", "9"]).finished().await.unwrap();
+    unknown.refused(1, &["9", "does not exist"]).unwrap();
+    all_is_well(&cluster, load).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn replicas_move_where_they_are_told_to() {
+    let (cluster, load) = loaded(2, 2).await;
+    for replicas in ["2,3", "3,1", "1,2,3", "1"] {
+        run(&cluster, &["cluster", "reassign", "load", "--replicas", replicas]).await;
+        let wanted: Vec<NodeId> = replicas.split(',').map(|node| node.parse().unwrap()).collect();
+        let moved = cluster.wait_until("replicas have moved", MINUTE, async || {
+            for partition in 0..2 {
+                let state = cluster.partition_state("load", partition).await?;
+                let (there, wanted): (BTreeSet<_>, BTreeSet<_>) =
+                    (state.replicas.iter().collect(), wanted.iter().collect());
+                ensure!(there == wanted && state.target.is_none(), "{state:?}");
+            }
+            Ok(true)
+        });
+        moved.await.unwrap();
+        load.wait_for_acks(50, MINUTE).await.unwrap();
+    }
+    for (wrong, word) in [("1,9", "9"), ("1,1", "1"), ("", "")] {
+        let refused = cluster.bus(["cluster", "reassign", "load", "--replicas", wrong]).finished().await;
+        let refused = refused.unwrap();
+        assert!(refused.code != 0 && refused.stderr.contains(word), "{wrong}: {}", refused.stderr);
+    }
+    let unknown = cluster.bus(["cluster", "reassign", "nowhere", "--replicas", "1"]).finished().await;
+    unknown.unwrap().refused(1, &["nowhere"]).unwrap();
+    all_is_well(&cluster, load).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_broker_gets_its_share() {
+    let (cluster, load) = loaded(8, 3).await;
+    assert_eq!(cluster.add_node().await.unwrap(), 4);
+    run(&cluster, &["cluster", "rebalance"]).await;
+    let shared = cluster.wait_until("replicas are spread evenly", MINUTE, async || {
+        let mut counts = [0; 4];
+        for partition in 0..8 {
+            let state = cluster.partition_state("load", partition).await?;
+            ensure!(state.target.is_none(), "{state:?}");
+            state.replicas.iter().for_each(|node| counts[*node as usize - 1] += 1);
+        }
+        ensure!(counts == [6; 4], "{counts:?}");
+        Ok(true)
+    });
+    shared.await.unwrap();
+    all_is_well(&cluster, load).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn partitions_can_be_added_to_a_topic_in_use() {
+    let (cluster, load) = loaded(2, 3).await;
+    run(&cluster, &["topic", "alter", "load", "--partitions", "5"]).await;
+    for partition in 0..5 {
+        cluster.wait_for_isr("load", partition, 3).await.unwrap();
+    }
+    for partition in 2..5 {
+        let topic = ["produce", "load", "--partition", &partition.to_string()];
+        // The load's own history knows of no such records: they are read apart.
+        cluster.bus(topic).stdin("added\n").finished().await.unwrap().success().unwrap();
+        let read = ["consume", "load", "--partition", &partition.to_string(), "--until", "end"];
+        assert_eq!(run(&cluster, &read).await, ["added"]);
+    }
+    let LoadResult { counts, failure, .. } = load.stop().await.unwrap();
+    assert_eq!((failure, counts.unknown, counts.refused), (None, 0, 0));
+    let fewer = cluster.bus(["topic", "alter", "load", "--partitions", "2"]).finished().await.unwrap();
+    fewer.refused(1, &["5 partitions"]).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn status_shows_who_is_gone() {
+    let cluster = Cluster::builder().processes().start().await.unwrap();
+    cluster.create_topic("t", 3, 3, &[]).await.unwrap();
+    cluster.kill(3).await.unwrap();
+    let fenced = cluster.wait_until("node 3 is fenced", MINUTE, async || {
+        let rows = status(&cluster).await;
+        let row = rows.iter().find(|row| row["node"] == 3).cloned().unwrap_or_default();
+        ensure!(row["state"] == "fenced" && row["leaders"] == 0, "{rows:?}");
+        ensure!(rows.iter().any(|row| row["under_replicated"].as_u64() > Some(0)), "{rows:?}");
+        Ok(true)
+    });
+    fenced.await.unwrap();
+    cluster.start_node(3).await.unwrap();
+    cluster.wait_all_in_sync().await.unwrap();
+    let rows = status(&cluster).await;
+    assert!(rows.iter().all(|row| row["state"] == "up" && row["offline"] == 0), "{rows:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn replicas_are_spread_over_racks() {
+    let builder = (1..=4).fold(Cluster::builder().nodes(4), |builder, node| {
+        builder.config_of(node, &format!("rack = \"{}\"", if node <= 2 { "east" } else { "west" }))
+    });
+    let cluster = builder.start().await.unwrap();
+    cluster.create_topic("t", 8, 2, &[]).await.unwrap();
+    for partition in 0..8 {
+        let state = cluster.partition_state("t", partition).await.unwrap();
+        let east = state.replicas.iter().filter(|node| **node <= 2).count();
+        assert_eq!(east, 1, "{state:?}");
+    }
+}

@@ -1,0 +1,94 @@
+//! Disks that forget or change what they were given: found, reported, repaired from another replica.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use bus_testkit::Cluster;
+
+const RECORDS: usize = 60_000;
+
+/// Three processes, and a topic with several segments on each of them.
+async fn filled() -> Cluster {
+    let cluster = Cluster::builder().processes().start().await.unwrap();
+    let settings = [("min.insync.replicas", "2"), ("segment.bytes", "1048576")];
+    cluster.create_topic("t", 1, 3, &settings).await.unwrap();
+    let lines: String = (0..RECORDS).map(|number| format!("record {number:>90}\n")).collect();
+    cluster.bus(["produce", "t"]).stdin(lines).finished().await.unwrap().success().unwrap();
+    cluster
+}
+
+fn segments(folder: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    let mut segments: Vec<_> = entries.filter(|path| path.extension().is_some_and(|e| e == "log")).collect();
+    segments.sort();
+    assert!(segments.len() > 2, "{segments:?}");
+    segments
+}
+
+/// Changes one byte in the middle of a file, in place.
+fn damage(file: &Path) {
+    use std::os::unix::fs::FileExt as _;
+    let file = std::fs::File::options().read(true).write(true).open(file).unwrap();
+    let middle = file.metadata().unwrap().len() / 2;
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, middle).unwrap();
+    file.write_all_at(&[byte[0] ^ 0x40], middle).unwrap();
+}
+
+async fn all_is_there(cluster: &Cluster) {
+    let read = cluster.bus(["consume", "t", "--until", "end"]).finished().await.unwrap().success().unwrap();
+    let lines = read.lines();
+    assert_eq!(lines.len(), RECORDS);
+    for (number, line) in lines.iter().enumerate() {
+        assert_eq!(*line, format!("record {number:>90}"));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_damaged_segment_of_a_follower_is_repaired_from_the_leader() {
+    let cluster = filled().await;
+    let leader = cluster.leader_of("t", 0).await.unwrap();
+    let follower = cluster.nodes().into_iter().find(|node| *node != leader).unwrap();
+    cluster.kill(follower).await.unwrap();
+    let folder = cluster.partition_folder(follower, "t", 0).unwrap();
+    // The last: what is looked at after a kill.
+    damage(segments(&folder).last().unwrap());
+    cluster.start_node(follower).await.unwrap();
+    cluster.wait_all_in_sync().await.unwrap();
+    all_is_there(&cluster).await;
+    assert_eq!(cluster.check_replicas("t").await.unwrap().records, RECORDS as u64);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_damaged_segment_of_the_leader_is_never_served_and_is_repaired() {
+    let cluster = filled().await;
+    let leader = cluster.leader_of("t", 0).await.unwrap();
+    let folder = cluster.partition_folder(leader, "t", 0).unwrap();
+    // An old one, while it runs: found when it is read.
+    damage(&segments(&folder)[0]);
+    all_is_there(&cluster).await;
+    let node = cluster.node(leader).unwrap();
+    cluster
+        .wait_until("the damage is reported", Duration::from_secs(30), async || {
+            Ok(node.stderr().contains("00000000000000000000.log"))
+        })
+        .await
+        .unwrap();
+    cluster.wait_all_in_sync().await.unwrap();
+    all_is_there(&cluster).await;
+    assert_eq!(cluster.check_replicas("t").await.unwrap().records, RECORDS as u64);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_partition_folder_that_is_gone_is_fetched_anew() {
+    let cluster = filled().await;
+    let leader = cluster.leader_of("t", 0).await.unwrap();
+    cluster.kill(leader).await.unwrap();
+    std::fs::remove_dir_all(cluster.partition_folder(leader, "t", 0).unwrap()).unwrap();
+    cluster.start_node(leader).await.unwrap();
+    cluster.wait_all_in_sync().await.unwrap();
+    all_is_there(&cluster).await;
+    assert_eq!(cluster.check_replicas("t").await.unwrap().records, RECORDS as u64);
+}
