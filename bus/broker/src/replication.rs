@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::future::Future;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bus_protocol::replicate::{FollowerFrame, LeaderFrame, ReplicateOpen};
@@ -17,6 +18,9 @@ use crate::node::Node;
 /// The first and the longest pause before a stream that ended is opened again.
 const PAUSE: Duration = Duration::from_millis(20);
 const LONGEST_PAUSE: Duration = Duration::from_millis(500);
+
+/// Numbers the streams that this process opens.
+static STREAMS: AtomicU64 = AtomicU64::new(0);
 
 /// What this node follows. The reconciler's.
 #[derive(Default)]
@@ -147,6 +151,7 @@ impl Follower {
             partition: self.at.1,
             node: self.node.id,
             broker_epoch: self.node.epoch(),
+            stream: STREAMS.fetch_add(1, Ordering::Relaxed),
             leader_epoch: self.epoch,
             log: following.begin_at(),
         };

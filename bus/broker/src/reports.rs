@@ -99,6 +99,11 @@ async fn propose(node: &Arc<Node>, proposals: Vec<Proposal>) {
 
 async fn refuse(node: &Node, refused: Vec<Proposal>) {
     let image = node.metadata.image();
+    // What it was refused for may be that very change, applied before with its answer lost: the replicas must know what
+    // metadata says now before they are told that it was not to be.
+    if node.await_metadata(image.index()).await.is_err() {
+        return;
+    }
     for (topic, partition, proposal) in refused {
         let Some(topic) = image.topic_by_id(topic) else { continue };
         if let Ok((_, partition)) = node.topics.partition(&topic.name, partition) {

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, OnceLock};
 
-use bus_protocol::NodeId;
+use bus_protocol::{NodeId, Timestamp};
 use bytes::Bytes;
 use openraft::error::SnapshotMismatch;
 use openraft::raft::{
@@ -32,8 +32,8 @@ pub(crate) enum Question {
     Append(AppendEntriesRequest<TypeConfig>),
     Vote(VoteRequest<NodeId>),
     Snapshot(InstallSnapshotRequest<TypeConfig>),
-    /// Whoever leads proposes this. -> [`Reply::Applied`], [`Reply::NotApplied`]
-    Propose(Box<Command>),
+    /// Whoever leads proposes this; and what time it is at the sender's. -> [`Reply::Applied`], [`Reply::NotApplied`]
+    Propose(Box<Command>, Timestamp),
     /// Who are you? -> [`Reply::Hello`]
     Hello,
     /// Whoever leads takes the sender, whose store is empty, into the group. -> [`Reply::Joined`],

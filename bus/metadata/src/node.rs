@@ -129,7 +129,7 @@ impl Core {
             _ if !self.joined.load(Ordering::Acquire) => {
                 Reply::Refused("this node has not joined its cluster yet".to_owned())
             }
-            Question::Propose(command) => match self.propose_as_leader(*command).await {
+            Question::Propose(command, clock) => match self.propose_for(ask.from, *command, clock).await {
                 Ok((index, result)) => Reply::Applied { index, result },
                 Err(error) => self.not_applied(error),
             },

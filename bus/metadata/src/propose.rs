@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use bus_protocol::NodeId;
+use bus_protocol::{Clock as _, NodeId, SystemClock, Timestamp};
 use openraft::error::{ClientWriteError, RaftError};
 use tokio::time::{Instant, sleep_until, timeout_at};
 
@@ -15,6 +15,9 @@ use crate::{Applied, Command, PeerError, ProposeError, Rejected, limits};
 const RETRY: Duration = Duration::from_millis(50);
 /// How long an answer is waited for from one who leads no more.
 const LAST_WORDS: Duration = Duration::from_millis(200);
+
+/// How far a broker's clock may be from the controller's: what is kept by age is not kept more exactly than that.
+const CLOCKS_DIFFER_MS: u64 = 5 * 60 * 1_000;
 
 /// What came of one attempt.
 enum Attempt {
@@ -85,6 +88,19 @@ impl Core {
         self.write(command, Instant::now() + self.options.propose_timeout()).await
     }
 
+    /// Proposes what another node asks for. A broker whose clock is far off is not registered.
+    pub(crate) async fn propose_for(
+        &self,
+        node: NodeId,
+        command: Command,
+        clock: Timestamp,
+    ) -> Result<(u64, Result<Applied, Rejected>), ProposeError> {
+        if matches!(command, Command::RegisterBroker(_)) {
+            check_clock(node, clock, SystemClock::new().timestamp())?;
+        }
+        self.propose_as_leader(command).await
+    }
+
     /// [`ProposeError::NotLeader`] is certain: Raft says it of what it has not appended, or has cut off again.
     async fn write(
         &self,
@@ -104,7 +120,11 @@ impl Core {
 
     async fn forward(&self, to: NodeId, command: &Command, began: Instant, deadline: Instant) -> Attempt {
         let Some(address) = self.address_of(to) else { return Attempt::Not };
-        let asked = self.peers.ask(to, &address, Question::Propose(Box::new(command.clone())));
+        let asked = self.peers.ask(
+            to,
+            &address,
+            Question::Propose(Box::new(command.clone()), SystemClock::new().timestamp()),
+        );
         let mut leader = self.leader.clone();
         let replaced = async {
             // A closed channel is a node that stops.
@@ -143,4 +163,31 @@ fn check_size(command: &Command) -> Result<(), ProposeError> {
 
 pub(crate) fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// Refuses a clock that is far off: retention, and the times that a leader gives records, go by it.
+fn check_clock(node: NodeId, theirs: Timestamp, ours: Timestamp) -> Result<(), Rejected> {
+    let differ = ours.abs_diff(theirs);
+    if differ <= CLOCKS_DIFFER_MS {
+        return Ok(());
+    }
+    let which = if theirs > ours { "ahead of" } else { "behind" };
+    let why = format!(
+        "it is {} s {which} the controller's: set it right, and start the node again",
+        differ / 1_000
+    );
+    Err(Rejected::Invalid { what: format!("the clock of node {node}"), why })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_clock_that_is_far_off_is_refused_with_how_far() {
+        assert!(check_clock(3, 60_000, 0).is_ok());
+        let error = check_clock(3, 3 * 3_600_000, 0).unwrap_err().to_string();
+        assert!(error.starts_with("the clock of node 3 is not valid: it is 10800 s ahead of"), "{error}");
+        assert!(check_clock(3, 0, 3 * 3_600_000).unwrap_err().to_string().contains("behind"));
+    }
 }

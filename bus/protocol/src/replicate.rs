@@ -39,6 +39,9 @@ pub struct ReplicateOpen {
     pub node: NodeId,
     /// The epoch of the follower's registration: what it stored in an earlier life counts nothing (KIP-903).
     pub broker_epoch: u64,
+    /// Rises with each stream that the follower opens in this registration: one that arrives late must not take the
+    /// place of a newer one.
+    pub stream: u64,
     /// The leader epoch that the follower follows in: the leader's, or one of the two is behind.
     pub leader_epoch: Epoch,
     /// Where the follower's log ends.

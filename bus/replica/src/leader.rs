@@ -240,9 +240,9 @@ impl<T> Leader<T> {
     }
 
     /// The follower's stream has ended; one that another has taken the place of ends nothing.
-    pub fn follower_gone(&mut self, node: NodeId, stream: u64, now: Duration) {
+    pub fn follower_gone(&mut self, (node, broker_epoch): (NodeId, u64), stream: u64, now: Duration) {
         if let Some(progress) = self.followers.get_mut(&node)
-            && progress.replicates.take_if(|(_, present)| *present == stream).is_some()
+            && progress.replicates.take_if(|present| *present == (broker_epoch, stream)).is_some()
         {
             progress.absent = now;
         }
@@ -431,7 +431,7 @@ mod tests {
         assert_eq!(leader.admit(Acks::All, at(99)), Err(NotEnoughReplicas { in_sync: 1, wanted: 2 }));
         assert_eq!(leader.follower_stored(2, 7, 9, at(99)), ['x']);
         leader.reconfigure(isr(&[1, 2], 2, 0), at(99));
-        leader.follower_gone(2, 2, at(100));
+        leader.follower_gone((2, 7), 2, at(100));
         assert_eq!(leader.admit(Acks::All, at(102)), Ok(()));
         assert!(leader.admit(Acks::All, at(104)).is_err(), "it is gone for too long");
     }

@@ -34,9 +34,9 @@ pub(crate) enum Event {
     Tick,
     Maintain,
     Damaged(String),
-    FollowerOpened { open: ReplicateOpen, stream: u64, answer: oneshot::Sender<LeaderFrame> },
+    FollowerOpened { open: ReplicateOpen, answer: oneshot::Sender<LeaderFrame> },
     FollowerStored { follower: (NodeId, u64), epoch: Epoch, end: Offset },
-    FollowerGone { node: NodeId, stream: u64 },
+    FollowerGone { follower: (NodeId, u64), stream: u64 },
     Followers(oneshot::Sender<Vec<(NodeId, Offset)>>),
     Position(Epoch, oneshot::Sender<Result<LogEnd, FollowError>>),
     Settle(Epoch, LeaderFrame, oneshot::Sender<Result<Option<LogEnd>, FollowError>>),
@@ -181,14 +181,14 @@ impl Owner {
             Event::Tick => {}
             Event::Maintain => self.maintain(),
             Event::Damaged(why) => self.go_offline(why),
-            Event::FollowerOpened { open, stream, answer } => {
-                drop(answer.send(self.replica.follower_opened(&open, stream, now)));
+            Event::FollowerOpened { open, answer } => {
+                drop(answer.send(self.replica.follower_opened(&open, now)));
             }
             Event::FollowerStored { follower, epoch, end } => {
                 let answers = self.replica.follower_stored(follower, epoch, end, now);
                 self.answers.extend(answers);
             }
-            Event::FollowerGone { node, stream } => self.replica.follower_gone(node, stream, now),
+            Event::FollowerGone { follower, stream } => self.replica.follower_gone(follower, stream, now),
             Event::Followers(answer) => drop(answer.send(self.replica.followers())),
             Event::Position(epoch, answer) => {
                 let position = self.follow(|replica| replica.position(epoch));

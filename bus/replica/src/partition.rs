@@ -239,12 +239,8 @@ impl Partition {
 
     /// As the leader, to a follower that opens its stream or has cut its log: see
     /// [`Replica::follower_opened`](crate::Replica::follower_opened).
-    pub async fn follower_opened(
-        &self,
-        open: ReplicateOpen,
-        stream: u64,
-    ) -> Result<LeaderFrame, AppendError> {
-        self.ask(|answer| Event::FollowerOpened { open, stream, answer }).await
+    pub async fn follower_opened(&self, open: ReplicateOpen) -> Result<LeaderFrame, AppendError> {
+        self.ask(|answer| Event::FollowerOpened { open, answer }).await
     }
 
     /// As the leader of `epoch`: the follower, in its registration, has stored all below `end`.
@@ -259,8 +255,8 @@ impl Partition {
 
     /// As the leader: the follower's stream has ended. Where the queue is full nobody is told: then the follower
     /// counts as there, with what it had.
-    pub fn follower_gone(&self, node: NodeId, stream: u64) {
-        drop(self.events.try_send(Event::FollowerGone { node, stream }));
+    pub fn follower_gone(&self, follower: (NodeId, u64), stream: u64) {
+        drop(self.events.try_send(Event::FollowerGone { follower, stream }));
     }
 
     /// As the leader: what the followers that replicate now have stored.

@@ -282,7 +282,7 @@ impl<T> Replica<T> {
     /// A follower opens its stream, or says again where its log ends after it was told to cut it: what the leader
     /// answers. After [`LeaderFrame::Start`] it is sent what follows on its log's end. `stream` rises with each stream
     /// that the follower opens.
-    pub fn follower_opened(&mut self, open: &ReplicateOpen, stream: u64, now: Duration) -> LeaderFrame {
+    pub fn follower_opened(&mut self, open: &ReplicateOpen, now: Duration) -> LeaderFrame {
         let refuse = |code, message: String| LeaderFrame::Refused(WireError::new(code, message));
         let State::Leading(leader) = &mut self.state else {
             return refuse(ErrorCode::NotLeader, "this broker does not lead the partition".into());
@@ -304,7 +304,7 @@ impl<T> Replica<T> {
             Some((None, _)) => return LeaderFrame::Reset { log_start },
             Some((epoch, end)) => return LeaderFrame::Diverged { epoch, end },
         }
-        if leader.follower_started((open.node, open.broker_epoch), stream, open.log.end, now) {
+        if leader.follower_started((open.node, open.broker_epoch), open.stream, open.log.end, now) {
             LeaderFrame::Start
         } else {
             let message =
@@ -331,9 +331,9 @@ impl<T> Replica<T> {
     }
 
     /// The follower's stream has ended.
-    pub fn follower_gone(&mut self, node: NodeId, stream: u64, now: Duration) {
+    pub fn follower_gone(&mut self, follower: (NodeId, u64), stream: u64, now: Duration) {
         if let State::Leading(leader) = &mut self.state {
-            leader.follower_gone(node, stream, now);
+            leader.follower_gone(follower, stream, now);
         }
     }
 

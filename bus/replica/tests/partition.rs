@@ -219,8 +219,9 @@ async fn open_stream(leader: &Partition, follower: &Partition, epoch: Epoch, str
     let mut end = following.begin_at();
     loop {
         let (topic, partition, broker_epoch) = (TOPIC, 0, 5);
-        let open = ReplicateOpen { topic, partition, node: 2, broker_epoch, leader_epoch: epoch, log: end };
-        let frame = leader.follower_opened(open, stream).await.unwrap();
+        let open =
+            ReplicateOpen { topic, partition, node: 2, broker_epoch, stream, leader_epoch: epoch, log: end };
+        let frame = leader.follower_opened(open).await.unwrap();
         match following.settle(frame).await.unwrap() {
             Some(cut) => end = cut,
             None => return following,
@@ -321,8 +322,8 @@ async fn one_that_has_caught_up_is_proposed_for_the_isr_and_a_refusal_frees_the_
     assert_eq!(waiting.await.unwrap().base_offset, 0);
     // A stream that another has taken the place of ends nothing.
     let _following = open_stream(&leader, &follower, 0, 2).await;
-    leader.follower_gone(2, 1);
+    leader.follower_gone((2, 5), 1);
     assert_eq!(leader.followers().await.unwrap(), [(2, 0)]);
-    leader.follower_gone(2, 2);
+    leader.follower_gone((2, 5), 2);
     assert_eq!(leader.followers().await.unwrap(), []);
 }

@@ -135,8 +135,11 @@ impl World {
     /// A proposal arrives, or does not.
     pub(crate) fn proposed(&mut self, proposal: Proposal) {
         let Proposal { id, node, life, command } = proposal;
-        let Some(controller) = self.controller().filter(|at| self.network.connects(node, *at)) else { return };
-        if self.random.permille(self.plan.loss) || (self.nodes[node].life != life && self.wiped == Some(node)) {
+        let Some(controller) = self.controller().filter(|at| self.network.connects(node, *at)) else {
+            return;
+        };
+        if self.random.permille(self.plan.loss) || (self.nodes[node].life != life && self.wiped == Some(node))
+        {
             return;
         }
         let (index, result) = self.apply(command);
@@ -178,7 +181,7 @@ impl World {
             if alive && self.nodes[node].registered.is_some() {
                 self.control.heard.insert(id, self.now);
             }
-            let wrong = self.chaotic() && self.random.permille(1);
+            let wrong = self.random.permille(1) && self.chaotic() && self.wiped.is_none();
             if let Some(broker) = self.control.image().broker(id).filter(|broker| !broker.fenced)
                 && (wrong || self.now - heard > SESSION)
             {

@@ -1,12 +1,13 @@
 //! What goes wrong, within the bounds that the crate's README states.
 
-use bus_log::storage::Crash;
+use bus_log::storage::{Crash, Storage};
 use bus_metadata::Command;
 use bus_protocol::Durability;
 
 use crate::clock::{MS, SECOND};
 use crate::invariants::Place;
 use crate::invariants::convergence::unsettled;
+use crate::node::Node;
 use crate::world::{Event, Mend, World};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,6 +23,7 @@ enum Fault {
     TearProduce,
     FullDisk,
     FailedSync,
+    Damage,
     CleanRestart,
     Drain,
     Reassign,
@@ -29,7 +31,7 @@ enum Fault {
 }
 
 /// As often as they stand here.
-const FAULTS: [Fault; 28] = [
+const FAULTS: [Fault; 30] = [
     Fault::Kill,
     Fault::Kill,
     Fault::Kill,
@@ -53,6 +55,8 @@ const FAULTS: [Fault; 28] = [
     Fault::TearProduce,
     Fault::FullDisk,
     Fault::FailedSync,
+    Fault::Damage,
+    Fault::Damage,
     Fault::CleanRestart,
     Fault::CleanRestart,
     Fault::Drain,
@@ -82,9 +86,11 @@ impl World {
                 }
             }
             Fault::Drain | Fault::Reassign | Fault::DeleteBefore => self.administer(fault, node),
-            // One machine at a time: until the one that lost its disk has said so.
+            // One machine at a time: until the one that lost its disk, or a part of it, has said so.
+            _ if !self.damaged.is_empty() => {}
             _ if self.wiped.is_some_and(|node| self.nodes[node].registered.is_none()) => {}
             Fault::FullDisk | Fault::FailedSync => self.hurt_disk(fault, node),
+            Fault::Damage => self.damage(node),
             Fault::Pause | Fault::Isolate | Fault::OneWayCut => self.disturb(fault, node),
             _ => self.end(fault, node),
         }
@@ -103,7 +109,10 @@ impl World {
         };
         let nodes = 0..self.nodes.len();
         let connected = nodes.clone().all(|a| nodes.clone().all(|b| self.network.connects(a, b)));
-        connected && nodes.clone().all(whole) && unsettled(self.control.image()).is_none()
+        connected
+            && self.damaged.is_empty()
+            && nodes.clone().all(whole)
+            && unsettled(self.control.image()).is_none()
     }
 
     fn durability_is_memory(&self) -> bool {
@@ -139,6 +148,7 @@ impl World {
             Fault::Wipe if losing => {
                 self.kill(node, Crash::ProcessOnly);
                 self.nodes[node].wipe();
+                self.damaged.retain(|(damaged, _)| *damaged != node);
                 self.wiped = Some(node);
                 self.note(format_args!("node {} loses its disk", node + 1));
             }
@@ -192,6 +202,43 @@ impl World {
         }
     }
 
+    /// A byte of one replica's closed or active segment turns over, without anybody noticing.
+    fn damage(&mut self, node: usize) {
+        if !self.is_quiet() || self.is_alone(node) {
+            return;
+        }
+        let places: Vec<Place> = self.nodes[node].replicas.keys().copied().collect();
+        if places.is_empty() {
+            return;
+        }
+        let place = *self.random.pick(&places);
+        let disk = self.nodes[node].disk.clone();
+        let dir = Node::dir(place);
+        let mut files: Vec<String> = disk.list(&dir).unwrap_or_default();
+        files.retain(|name| name.ends_with(".log"));
+        files.sort_unstable();
+        if files.is_empty() {
+            return;
+        }
+        let path = dir.join(self.random.pick(&files));
+        let Some(mut bytes) = disk.contents(&path).filter(|bytes| !bytes.is_empty()) else { return };
+        let at = self.random.index(bytes.len());
+        bytes[at] ^= 1 << self.random.index(8);
+        self.note(format_args!("byte {at} of {} turns over on node {}", path.display(), node + 1));
+        disk.set_contents(&path, bytes);
+        self.damaged.insert((node, place));
+        self.wiped = Some(node);
+        let delay = self.random.within(10..2_000) * MS;
+        self.schedule(delay, Event::Scrub { node, place });
+    }
+
+    /// Somebody reads what is damaged, if nobody has yet.
+    pub(crate) fn scrub(&mut self, node: usize, place: Place) {
+        if self.damaged.contains(&(node, place)) {
+            self.go_offline(node, place, "a byte has turned over");
+        }
+    }
+
     fn administer(&mut self, fault: Fault, node: usize) {
         let image = self.control.image().clone();
         let places: Vec<Place> = image
@@ -209,16 +256,22 @@ impl World {
                 drop(self.apply(Command::DrainBroker { node: id, drained }));
             }
             Fault::Reassign => {
-                let Some(partition) = image.topic_by_id(place.0).and_then(|topic| topic.partition(place.1)) else {
+                let Some(partition) = image.topic_by_id(place.0).and_then(|topic| topic.partition(place.1))
+                else {
                     return;
                 };
                 let wanted = partition.wanted().len();
                 let mut nodes: Vec<u64> = self.nodes.iter().map(|node| node.id).collect();
                 let replicas = (0..wanted).map(|_| nodes.remove(self.random.index(nodes.len()))).collect();
-                drop(self.apply(Command::Reassign { changes: vec![(place.0, place.1, replicas)], throttle: None }));
+                drop(self.apply(Command::Reassign {
+                    changes: vec![(place.0, place.1, replicas)],
+                    throttle: None,
+                }));
             }
             _ => {
-                let Some(leader) = self.ask_for_leader(place).filter(|leader| self.awake(*leader)) else { return };
+                let Some(leader) = self.ask_for_leader(place).filter(|leader| self.awake(*leader)) else {
+                    return;
+                };
                 let Some(hosted) = self.nodes[leader].replicas.get_mut(&place) else { return };
                 if hosted.replica.leads() && !hosted.offline {
                     let below = hosted.replica.high_watermark() / 2;

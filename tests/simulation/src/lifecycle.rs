@@ -11,8 +11,8 @@ use crate::client::Producer;
 use crate::clock::{MS, SECOND};
 use crate::control::Purpose;
 use crate::invariants::{Demands, Place, Seen, election_from_isr, violated};
-use crate::node::{Hosted, Node};
 use crate::mutation::Mutation;
+use crate::node::{Hosted, Node};
 use crate::reading::Reader;
 use crate::world::{Event, World};
 
@@ -127,6 +127,10 @@ impl World {
         }
         let log = match Log::open(&at.env, Node::dir(place), LogConfig::from(&role.config)) {
             Ok(log) => log,
+            Err(error @ bus_log::Error::Damaged { .. }) if self.damaged.contains(&(node, place)) => {
+                self.note(format_args!("node {} finds {place:?} damaged: {error}", node + 1));
+                return self.repair(node, place);
+            }
             Err(error @ bus_log::Error::Damaged { .. }) => {
                 let check = violated("recovery", format!("of {place:?} on node {}: {error}", node + 1));
                 return self.uphold(check);
@@ -155,6 +159,28 @@ impl World {
         }
         self.took_role(node, place);
         self.settle(node, place, Vec::new());
+    }
+
+    /// A damaged replica that nobody counts on any more is emptied, to be had anew from its leader. Before, it must
+    /// be out of the ISR: an empty one in it could be elected.
+    pub(crate) fn repair(&mut self, node: usize, place: Place) {
+        let id = self.nodes[node].id;
+        let image = &self.control.images[self.nodes[node].learned as usize];
+        let partition = image.topic_by_id(place.0).and_then(|topic| topic.partition(place.1));
+        if partition.is_some_and(|partition| partition.isr.contains(&id)) {
+            return self.report_lost(node, place);
+        }
+        if let Some(stream) = self.nodes[node].replicas.get(&place).and_then(|hosted| hosted.stream) {
+            self.leave_stream(stream);
+        }
+        self.end_pushes(node, place);
+        self.nodes[node].replicas.remove(&place);
+        self.nodes[node].hints.remove(&place);
+        let discarded = bus_log::discard(&self.nodes[node].disk, &Node::dir(place));
+        self.note(format_args!("node {id} empties {place:?}: {discarded:?}"));
+        if discarded.is_ok() {
+            self.damaged.remove(&(node, place));
+        }
     }
 
     fn configure(&mut self, node: usize, place: Place, role: Role) {
@@ -209,8 +235,13 @@ impl World {
         place: Place,
         check: impl FnOnce(&Seen<'_>, &mut crate::world::Watch) -> crate::invariants::Check,
     ) {
+        if self.damaged.contains(&(node, place)) {
+            // It cannot be compared with what is committed.
+            return;
+        }
         let at = &self.nodes[node];
-        let (Some(hosted), Some(demands)) = (at.replicas.get(&place), self.watch.demands.get(&place.0)) else {
+        let (Some(hosted), Some(demands)) = (at.replicas.get(&place), self.watch.demands.get(&place.0))
+        else {
             return;
         };
         let proposed = hosted.proposed.as_ref().map(|proposal| &proposal.isr[..]);
@@ -227,6 +258,7 @@ impl World {
         self.end_pushes(node, place);
         let Some(hosted) = self.nodes[node].replicas.remove(&place) else { return };
         self.nodes[node].hints.remove(&place);
+        self.damaged.remove(&(node, place));
         let (answers, deleted) = hosted.replica.delete();
         self.note(format_args!("node {} deletes {place:?}: {deleted:?}", node + 1));
         let id = self.nodes[node].id;
@@ -246,7 +278,9 @@ impl World {
             let Some(hosted) = self.nodes[node].replicas.get_mut(&place) else { continue };
             let high_watermark = hosted.replica.high_watermark();
             if hosted.offline {
-                if !hosted.reported {
+                if self.damaged.contains(&(node, place)) {
+                    self.repair(node, place);
+                } else if !hosted.reported {
                     self.report_lost(node, place);
                 }
                 continue;
@@ -323,7 +357,8 @@ impl World {
             let (answers, closed) = hosted.replica.close();
             clean &= closed.is_ok();
             // Those whom the last sync would have committed: the world does not look at a closed replica.
-            let answers = answers.into_iter().map(|(ticket, _)| (ticket, Err(bus_replica::AppendError::Closed)));
+            let answers =
+                answers.into_iter().map(|(ticket, _)| (ticket, Err(bus_replica::AppendError::Closed)));
             self.publish(answers.collect());
         }
         self.kill(node, if clean { Crash::ProcessOnly } else { Crash::DropUnsynced });

@@ -52,4 +52,22 @@ impl Mutation {
         Self::CompareAndSetIgnored,
         Self::LeadsInOldEpoch,
     ];
+
+    /// The rule that it breaks: a file under `invariants/`.
+    pub fn breaks(self) -> &'static str {
+        match self {
+            Self::FollowerAcksBeforeSync
+            | Self::LeaderCountsUnsynced
+            | Self::IgnoresProposedIsr
+            | Self::MinIsrIgnored => "high_watermark",
+            Self::ElectionOutsideIsr => "election_from_isr",
+            Self::TruncatesToHighWatermark => "truncation",
+            Self::SkipsTruncation => "convergence",
+            Self::StaleBrokerEpochIntoIsr | Self::CompareAndSetIgnored => "isr_by_compare_and_set",
+            Self::AcksBeforeHighWatermark => "acknowledged_is_committed",
+            Self::NoSequenceCheck => "no_loss_no_duplicate_in_order",
+            Self::ReaderGetsLogEnd | Self::ServesUnsettled => "readers_below_high_watermark",
+            Self::LeadsInOldEpoch => "one_leader_per_epoch",
+        }
+    }
 }

@@ -111,8 +111,7 @@ impl Node {
     /// A process begins: files that an earlier one had open are closed.
     pub(crate) fn begin(&mut self) {
         self.up = true;
-        self.env =
-            Env::new(Arc::new(self.disk.clone()), Arc::new(self.clock.clone()), self.options.clone());
+        self.env = Env::new(Arc::new(self.disk.clone()), Arc::new(self.clock.clone()), self.options.clone());
     }
 
     /// Another disk, with nothing on it.

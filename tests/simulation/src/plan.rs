@@ -90,7 +90,14 @@ impl TopicPlan {
 
     fn lone(random: &mut Random) -> Self {
         let retention_bytes = random.permille(200).then_some(24 << 10);
-        Self { partitions: 1, replicas: 1, min_isr: 1, durability: Durability::Fsync, retention_bytes, retention_ms: None }
+        Self {
+            partitions: 1,
+            replicas: 1,
+            min_isr: 1,
+            durability: Durability::Fsync,
+            retention_bytes,
+            retention_ms: None,
+        }
     }
 }
 

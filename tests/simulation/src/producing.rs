@@ -24,7 +24,8 @@ impl World {
         for (ticket, answer) in answers {
             if let (Ok(ack), Acks::All) = (&answer, ticket.acks) {
                 let ledger = self.watch.ledgers.entry(ticket.place).or_default();
-                let check = acknowledged_is_committed::check(ticket.place, ledger, ack.base_offset, ticket.content);
+                let check =
+                    acknowledged_is_committed::check(ticket.place, ledger, ack.base_offset, ticket.content);
                 self.uphold(check);
             }
             let Some(stream) = self.produces.get_mut(&ticket.stream) else { continue };
@@ -40,10 +41,7 @@ impl World {
         }
     }
 
-    fn take_answer(
-        &mut self,
-        id: u64,
-    ) -> Option<Result<bus_protocol::produce::ProduceAck, AppendError>> {
+    fn take_answer(&mut self, id: u64) -> Option<Result<bus_protocol::produce::ProduceAck, AppendError>> {
         let stream = self.produces.get_mut(&id)?;
         let answer = stream.answers.remove(&stream.answered)?;
         stream.answered += 1;

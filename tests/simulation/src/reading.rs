@@ -58,8 +58,14 @@ impl World {
         if now.0 >= told.0 {
             self.readers[reader].positions[number].told = now;
         }
-        // It reads ahead of what a leader of an older epoch knows.
-        let Ok(read) = read else { return };
+        let read = match read {
+            Ok(read) => read,
+            Err(error @ bus_log::Error::Damaged { .. }) => {
+                return self.go_offline(broker, place, &error.to_string());
+            }
+            // It reads ahead of what a leader of an older epoch knows.
+            Err(_) => return,
+        };
         let batches: Vec<_> = read.chunks.into_iter().flat_map(split).filter_map(Result::ok).collect();
         let ledger = self.watch.ledgers.entry(place).or_default();
         let check = readers_below_high_watermark::check(place, ledger, &batches);

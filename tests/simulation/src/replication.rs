@@ -1,10 +1,11 @@
 //! What the tasks around a replica do: sync, follow, push, and tell the controller.
 
+use bus_log::LogReader;
 use bus_metadata::Command;
 use bus_protocol::batch::BatchHeader;
 use bus_protocol::replicate::{LeaderFrame, LogEnd, ReplicateOpen};
-use bus_replica::{Answer, AppendError, FollowError, IsrProposal};
 use bus_protocol::{Clock, Offset};
+use bus_replica::{Answer, AppendError, FollowError, IsrProposal};
 use bytes::Bytes;
 
 use crate::client::Ticket;
@@ -62,12 +63,12 @@ impl World {
 
     /// The replica takes nothing any more, and says so; its machine must start anew before anybody knows what it has.
     pub(crate) fn go_offline(&mut self, node: usize, place: Place, why: &str) {
-        let Some(hosted) = self.nodes[node].replicas.get_mut(&place).filter(|hosted| !hosted.offline) else {
-            return;
-        };
+        let running = self.nodes[node].replicas.get_mut(&place);
+        let Some(hosted) = running.filter(|hosted| !hosted.offline) else { return };
         hosted.offline = true;
+        let failed = !self.damaged.contains(&(node, place));
         let answers = hosted.replica.abandon(&AppendError::Offline(why.to_owned()));
-        self.nodes[node].suspect = true;
+        self.nodes[node].suspect |= failed;
         self.note(format_args!("node {} loses {place:?}: {why}", node + 1));
         self.report_lost(node, place);
         self.settle(node, place, answers);
@@ -142,14 +143,21 @@ impl World {
         if let Some(hosted) = self.nodes[node].replicas.get_mut(&place) {
             (hosted.stream, hosted.told) = (Some(id), -1);
         }
-        self.to_leader(id, ToLeader::Position(end));
+        self.send_to_leader(id, ToLeader::Position(end));
         self.schedule(PATIENCE, Event::Impatient { node, life, stream: id });
     }
 
     fn cut_to_high_watermark(&mut self, node: usize, place: Place) -> Option<LogEnd> {
         let hosted = self.nodes[node].replicas.get(&place)?;
         let (epoch, end) = (hosted.replica.role().epoch, hosted.replica.high_watermark());
-        self.take_frame(node, place, epoch, LeaderFrame::Diverged { epoch: Some(i32::MAX), end }, Bytes::new()).ok()?
+        self.take_frame(
+            node,
+            place,
+            epoch,
+            LeaderFrame::Diverged { epoch: Some(i32::MAX), end },
+            Bytes::new(),
+        )
+        .ok()?
     }
 
     /// A follower takes a frame of its stream.
@@ -170,12 +178,12 @@ impl World {
             && let LeaderFrame::Diverged { epoch, .. } = frame
         {
             let end = at.map_or(0, |hosted| hosted.replica.log().log_end());
-            self.to_leader(id, ToLeader::Position(LogEnd { epoch, end }));
+            self.send_to_leader(id, ToLeader::Position(LogEnd { epoch, end }));
             return;
         }
         let started = frame == LeaderFrame::Start;
         match self.take_frame(node, place, epoch, frame, payload) {
-            Ok(Some(end)) => self.to_leader(id, ToLeader::Position(end)),
+            Ok(Some(end)) => self.send_to_leader(id, ToLeader::Position(end)),
             Ok(None) => {
                 if let Some(stream) = self.replications.get_mut(&id) {
                     stream.settled |= started;
@@ -247,13 +255,15 @@ impl World {
         };
         if stored > hosted.told {
             hosted.told = stored;
-            self.to_leader(id, ToLeader::Stored(stored));
+            self.send_to_leader(id, ToLeader::Stored(stored));
         }
     }
 
     /// The follower drops its stream, and opens another one some time later.
     pub(crate) fn leave_stream(&mut self, id: u64) {
-        let Some(stream) = self.replications.get_mut(&id).filter(|stream| !stream.follower_done) else { return };
+        let Some(stream) = self.replications.get_mut(&id).filter(|stream| !stream.follower_done) else {
+            return;
+        };
         stream.follower_done = true;
         let ((node, life), place) = (stream.follower, stream.place);
         self.end_to_leader(id);
@@ -290,13 +300,14 @@ impl World {
                     partition: place.1,
                     node: follower.0,
                     broker_epoch: follower.1,
+                    stream: id,
                     leader_epoch: stream.epoch,
                     log,
                 };
-                let frame = hosted.replica.follower_opened(&open, id, now);
+                let frame = hosted.replica.follower_opened(&open, now);
                 stream.next = (frame == LeaderFrame::Start).then_some(log.end);
                 let refused = matches!(frame, LeaderFrame::Refused(_));
-                self.to_follower(id, ToFollower::Frame(frame, Bytes::new()));
+                self.send_to_follower(id, ToFollower::Frame(frame, Bytes::new()));
                 if refused {
                     self.end_to_follower(id);
                 }
@@ -308,7 +319,7 @@ impl World {
                 self.settle(node, place, answers);
             }
             ToLeader::End => {
-                hosted.replica.follower_gone(follower.0, id, now);
+                hosted.replica.follower_gone(follower, id, now);
                 self.end_to_follower(id);
                 self.settle(node, place, Vec::new());
             }
@@ -317,7 +328,8 @@ impl World {
 
     /// Sends followers what they lack, as far as there is room on their streams.
     fn push(&mut self, node: usize, place: Place) {
-        let Some(hosted) = self.nodes[node].replicas.get(&place).filter(|hosted| hosted.replica.leads()) else {
+        let Some(hosted) = self.nodes[node].replicas.get(&place).filter(|hosted| hosted.replica.leads())
+        else {
             return;
         };
         let epoch = hosted.replica.role().epoch;
@@ -330,23 +342,36 @@ impl World {
         let streams: Vec<u64> =
             self.replications.iter().filter(|(_, stream)| mine(stream)).map(|(id, _)| *id).collect();
         for id in streams {
-            loop {
-                let Some(stream) = self.replications.get_mut(&id) else { break };
-                let Some(next) = stream.next.filter(|_| stream.to_follower.len() < FRAMES) else { break };
-                let bytes = self.random.within(1..8_000) as usize;
-                let Ok(read) = reader.read(next, bytes, Offset::MAX) else {
-                    self.end_to_follower(id);
-                    break;
-                };
-                if read.chunks.is_empty() && stream.told == (high_watermark, log_start) {
-                    break;
-                }
-                stream.next = Some(read.next_offset);
-                stream.told = (high_watermark, log_start);
-                let frame = LeaderFrame::Batches { high_watermark, log_start };
-                self.to_follower(id, ToFollower::Frame(frame, Bytes::from(read.chunks.concat())));
-            }
+            while self.push_frame(id, &reader, (high_watermark, log_start)) {}
         }
+        if let Some(error) = self.broken_read.take() {
+            self.go_offline(node, place, &error);
+        }
+    }
+
+    /// Sends the next frame on a stream; `false` where there is nothing to send, or no room.
+    fn push_frame(&mut self, id: u64, reader: &LogReader, told: (Offset, Offset)) -> bool {
+        let Some(stream) = self.replications.get_mut(&id) else { return false };
+        let Some(next) = stream.next.filter(|_| stream.to_follower.len() < FRAMES) else { return false };
+        let bytes = self.random.within(1..8_000) as usize;
+        let read = match reader.read(next, bytes, Offset::MAX) {
+            Ok(read) => read,
+            Err(error) => {
+                if matches!(error, bus_log::Error::Damaged { .. }) {
+                    self.broken_read = Some(error.to_string());
+                }
+                self.end_to_follower(id);
+                return false;
+            }
+        };
+        if read.chunks.is_empty() && stream.told == told {
+            return false;
+        }
+        stream.next = Some(read.next_offset);
+        stream.told = told;
+        let frame = LeaderFrame::Batches { high_watermark: told.0, log_start: told.1 };
+        self.send_to_follower(id, ToFollower::Frame(frame, Bytes::from(read.chunks.concat())));
+        true
     }
 
     /// The leader's role has changed: streams of the old one end.

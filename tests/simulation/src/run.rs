@@ -1,6 +1,9 @@
 //! One seed, from the first event to the verdict.
 
+use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use bus_protocol::Offset;
 
 use crate::clock::{MS, SECOND};
 use crate::invariants::convergence::unsettled;
@@ -81,7 +84,13 @@ impl World {
                 Some(_) => {}
             }
         }
-        self.uphold(no_loss_no_duplicate_in_order::check(&self.producers, &self.watch.ledgers));
+        let mut deleted: BTreeMap<Place, Offset> = BTreeMap::new();
+        for (place, hosted) in self.nodes.iter().flat_map(|node| &node.replicas) {
+            let start = deleted.entry(*place).or_default();
+            *start = hosted.replica.log().log_start().max(*start);
+        }
+        let (producers, ledgers) = (&self.producers, &self.watch.ledgers);
+        self.uphold(no_loss_no_duplicate_in_order::check(producers, ledgers, &deleted));
     }
 
     /// How things stand, for whoever looks into it.
@@ -112,6 +121,11 @@ impl World {
 
     /// What has not come back yet.
     fn left(&mut self) -> Option<String> {
+        // A scrub, as it were: what nobody has read yet.
+        if let Some((node, place)) = self.damaged.first().copied() {
+            self.go_offline(node, place, "a byte has turned over");
+            return Some(format!("{place:?} on node {} is damaged", node + 1));
+        }
         if let Some(what) = unsettled(self.control.image()) {
             return Some(what);
         }

@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 
+use bus_protocol::batch::RecordBatch;
 use bus_protocol::produce::{Acks, ProduceAck};
 use bus_protocol::replicate::{LeaderFrame, LogEnd};
-use bus_protocol::batch::RecordBatch;
 use bus_protocol::{Epoch, Offset};
 use bus_replica::AppendError;
 use bytes::Bytes;

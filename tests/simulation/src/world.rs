@@ -1,7 +1,7 @@
 //! The world: one queue of events, one clock, one source of chance.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BinaryHeap};
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 
 use bus_metadata::Command;
 use bus_protocol::TopicId;
@@ -56,6 +56,7 @@ pub(crate) enum Event {
     // From outside.
     Fault,
     Mend(Mend),
+    Scrub { node: usize, place: Place },
 }
 
 /// The end of a fault.
@@ -113,6 +114,10 @@ pub(crate) struct World {
     pub(crate) watch: Watch,
     /// Whose disk was replaced last, until all is in sync again.
     pub(crate) wiped: Option<usize>,
+    /// Replicas with bytes that are not as they were written, which may not have been noticed yet.
+    pub(crate) damaged: BTreeSet<(usize, Place)>,
+    /// A leader found such bytes as it read for its followers.
+    pub(crate) broken_read: Option<String>,
     pub(crate) violation: Option<Violation>,
     pub(crate) trace: Trace,
     queue: BinaryHeap<Reverse<Scheduled>>,
@@ -142,6 +147,8 @@ impl World {
             readers: Vec::new(),
             watch: Watch::default(),
             wiped: None,
+            damaged: BTreeSet::new(),
+            broken_read: None,
             violation: None,
             trace: Trace::new(keep_lines),
             queue: BinaryHeap::new(),
@@ -261,6 +268,7 @@ impl World {
             Event::Produce(producer) => self.produce(producer),
             Event::Read(reader) => self.read(reader),
             Event::Fault => self.fault(),
+            Event::Scrub { node, place } => self.scrub(node, place),
             Event::Mend(mend) => self.mend(mend),
             _ => {}
         }
@@ -288,7 +296,7 @@ impl World {
         self.follower_receives(id);
     }
 
-    pub(crate) fn to_leader(&mut self, id: u64, message: ToLeader) {
+    pub(crate) fn send_to_leader(&mut self, id: u64, message: ToLeader) {
         let delay = self.delay();
         let Some(stream) = self.replications.get_mut(&id) else { return };
         if let Some(at) = stream.to_leader.send(message, self.now, delay) {
@@ -296,7 +304,7 @@ impl World {
         }
     }
 
-    pub(crate) fn to_follower(&mut self, id: u64, message: ToFollower) {
+    pub(crate) fn send_to_follower(&mut self, id: u64, message: ToFollower) {
         let delay = self.delay();
         let Some(stream) = self.replications.get_mut(&id) else { return };
         if let Some(at) = stream.to_follower.send(message, self.now, delay) {

@@ -1,5 +1,7 @@
 //! Fresh seeds at each run, and those that once found something.
 
+#![expect(clippy::unwrap_used, clippy::print_stdout, reason = "a test's own helpers")]
+
 use std::num::NonZero;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::SystemTime;

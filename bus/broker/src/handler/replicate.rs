@@ -1,7 +1,6 @@
 //! A replication stream: a follower is sent what this node's replica holds, and says what it has stored.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use bus_protocol::replicate::{FollowerFrame, LeaderFrame, ReplicateOpen};
 use bus_protocol::{Epoch, ErrorCode, NodeId, Offset, WireError, limits};
@@ -17,20 +16,16 @@ use crate::topics::Topic;
 /// How often a follower may be told to cut its log before batches flow: once for each of its epochs, at most.
 const ROUNDS: usize = 10_000;
 
-/// Tells the streams of this process apart.
-static STREAMS: AtomicU64 = AtomicU64::new(0);
-
 /// One follower's stream. Dropped with its connection.
 struct Follower {
     topic: Arc<Topic>,
     partition: Partition,
     open: ReplicateOpen,
-    stream: u64,
 }
 
 impl Drop for Follower {
     fn drop(&mut self) {
-        self.partition.follower_gone(self.open.node, self.stream);
+        self.partition.follower_gone((self.open.node, self.open.broker_epoch), self.open.stream);
     }
 }
 
@@ -45,8 +40,7 @@ pub(crate) async fn serve(
         Ok(found) => found,
         Err(refused) => return refuse(&mut send, refused).await,
     };
-    let stream = STREAMS.fetch_add(1, Ordering::Relaxed);
-    let mut follower = Follower { topic, partition, open, stream };
+    let mut follower = Follower { topic, partition, open };
     if !settle(&mut follower, &mut send, &mut recv).await? {
         return Ok(());
     }
@@ -76,7 +70,7 @@ async fn settle(
     recv: &mut RecvStream,
 ) -> Result<bool, bus_transport::Error> {
     for _ in 0..ROUNDS {
-        let opened = follower.partition.follower_opened(follower.open.clone(), follower.stream).await;
+        let opened = follower.partition.follower_opened(follower.open.clone()).await;
         let frame = opened.unwrap_or_else(|error| LeaderFrame::Refused(error.refusal()));
         send.write_frame(&frame, &[]).await?;
         match frame {

@@ -11,7 +11,8 @@ pub(crate) fn check(place: Place, ledger: &Ledger, base: Offset, content: Conten
     match ledger.at(base) {
         Some(entry) if entry.base == base && entry.content == content => Ok(()),
         found => {
-            let what = format!("{content:?} is acknowledged at {base} of {place:?}; committed there is {found:?}");
+            let what =
+                format!("{content:?} is acknowledged at {base} of {place:?}; committed there is {found:?}");
             violated("acknowledged_is_committed", what)
         }
     }

@@ -27,7 +27,10 @@ pub(crate) fn check_leader(seen: &Seen<'_>, ledger: &Ledger) -> Check {
     let log = seen.replica.log();
     let (node, place, end) = (seen.node, seen.place, log.log_end());
     if end < ledger.end() {
-        let what = format!("node {node} leads {place:?} with a log that ends at {end}; {} is committed", ledger.end());
+        let what = format!(
+            "node {node} leads {place:?} with a log that ends at {end}; {} is committed",
+            ledger.end()
+        );
         return violated(NAME, what);
     }
     let from = log.log_start();

@@ -67,8 +67,9 @@ impl HighWatermarks {
         for member in role.isr.iter().copied().chain(proposed) {
             let kept = self.kept.get(&(member, place)).copied().unwrap_or_default();
             if kept < now {
-                let what =
-                    format!("that of {place:?} on node {node} moves to {now}; node {member} has stored {kept}");
+                let what = format!(
+                    "that of {place:?} on node {node} moves to {now}; node {member} has stored {kept}"
+                );
                 return violated(NAME, what);
             }
         }

@@ -18,9 +18,11 @@ pub(crate) fn check(
     for topic in after.topics() {
         for (number, partition) in (0..).zip(&topic.partitions) {
             let Some(was) = find(before, topic.id, number) else { continue };
-            let same = (was.leader, &was.isr, &was.replicas) == (partition.leader, &partition.isr, &partition.replicas);
+            let same = (was.leader, &was.isr, &was.replicas)
+                == (partition.leader, &partition.isr, &partition.replicas);
             if !same && partition.partition_epoch <= was.partition_epoch {
-                let what = format!("{}-{number} changes in partition epoch {}", topic.name, was.partition_epoch);
+                let what =
+                    format!("{}-{number} changes in partition epoch {}", topic.name, was.partition_epoch);
                 return violated(NAME, what);
             }
         }
@@ -29,7 +31,8 @@ pub(crate) fn check(
     match command {
         Command::AlterPartitions { changes, .. } => {
             for (change, result) in changes.iter().zip(results) {
-                let Some(was) = find(before, change.topic, change.partition).filter(|_| result.is_ok()) else {
+                let Some(was) = find(before, change.topic, change.partition).filter(|_| result.is_ok())
+                else {
                     continue;
                 };
                 check_epochs(change.partition_epoch, was)?;

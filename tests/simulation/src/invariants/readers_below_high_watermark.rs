@@ -16,7 +16,9 @@ pub(crate) fn check(place: Place, ledger: &Ledger, batches: &[RecordBatch]) -> C
         Some(batch) => {
             let (base, epoch) = (batch.header().base_offset, batch.header().leader_epoch);
             let committed = ledger.at(base);
-            let what = format!("one of {place:?} got the batch of epoch {epoch} at {base}; committed is {committed:?}");
+            let what = format!(
+                "one of {place:?} got the batch of epoch {epoch} at {base}; committed is {committed:?}"
+            );
             violated(NAME, what)
         }
     }
@@ -27,6 +29,7 @@ pub(crate) fn check_told(place: Place, before: (Epoch, Offset), now: (Epoch, Off
     if now.0 < before.0 || now.1 >= before.1 {
         return Ok(());
     }
-    let what = format!("one of {place:?} is told {} in epoch {}, after {} in {}", now.1, now.0, before.1, before.0);
+    let what =
+        format!("one of {place:?} is told {} in epoch {}, after {} in {}", now.1, now.0, before.1, before.0);
     violated(NAME, what)
 }

@@ -16,9 +16,9 @@ pub(crate) fn check(
     (start, end): (Offset, Offset),
     deleted: Offset,
 ) -> Check {
-    let lost = before.iter().find(|header| {
-        header.base_offset >= end && header.next_offset() > deleted && ledger.holds(header)
-    });
+    let lost = before
+        .iter()
+        .find(|header| header.base_offset >= end && header.next_offset() > deleted && ledger.holds(header));
     match lost {
         None => Ok(()),
         Some(header) => {
