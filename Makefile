@@ -8,11 +8,12 @@ export BUS_COMPONENTS ?= $(CURDIR)/guest-examples/target/components
 BUS := $(CARGO_TARGET_DIR)/release/bus
 FUZZ_SECONDS ?= 60
 SECONDS ?= 10
+SEEDS ?= 10000
 # What `make test` gives 20 seconds.
 CHAOS_SECONDS ?= 180
 KILLS ?= 50
 
-.PHONY: demo test bench bench-failover chaos fuzz guests release setup fix
+.PHONY: demo test bench bench-failover chaos fuzz sim guests release setup fix
 
 demo: guests release
 	$(BUS) demo
@@ -36,6 +37,10 @@ chaos: release
 # Mutated frames, requests and batches into every decoder that meets untrusted bytes.
 fuzz: setup
 	FUZZ_SECONDS=$(FUZZ_SECONDS) cargo test --release -p bus-tests --test fuzz -- --nocapture
+
+# Replication, controller and metadata under faults, seed by seed, on all cores; SEED says where to begin.
+sim: setup
+	SEEDS=$(SEEDS) cargo test --release -p bus-simulation --test seeds fresh -- --nocapture
 
 guests: setup
 	env -u CARGO_TARGET_DIR -u RUSTFLAGS guest-examples/build.sh --quiet

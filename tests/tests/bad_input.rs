@@ -59,7 +59,7 @@ fn requests_that_cannot_be_met() {
         (vec!["function", "describe", "nosuch"], 1, vec!["nosuch"]),
         (vec!["function", "logs", "nosuch"], 1, vec!["nosuch"]),
         (vec!["function", "delete", "nosuch"], 1, vec!["nosuch"]),
-        (vec!["dev", "--nodes", "3"], 2, vec!["one broker"]),
+        (vec!["dev", "--nodes", "0"], 2, vec!["nodes"]),
     ] {
         let finished = broker.bus(arguments.clone()).stdin("a record\n").run().unwrap();
         assert!(finished.stdout.is_empty(), "{arguments:?}: {}", finished.text());

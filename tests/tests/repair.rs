@@ -11,7 +11,9 @@ const RECORDS: usize = 60_000;
 
 /// Three processes, and a topic with several segments on each of them.
 async fn filled() -> Cluster {
-    let cluster = Cluster::builder().processes().start().await.unwrap();
+    // A short tail in memory, so that readers meet the disk.
+    let config = "[log]\ntail_bytes = 65536\n";
+    let cluster = Cluster::builder().processes().config(config).start().await.unwrap();
     let settings = [("min.insync.replicas", "2"), ("segment.bytes", "1048576")];
     cluster.create_topic("t", 1, 3, &settings).await.unwrap();
     let lines: String = (0..RECORDS).map(|number| format!("record {number:>90}\n")).collect();

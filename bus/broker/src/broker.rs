@@ -1,6 +1,7 @@
 //! Starts a node, and stops it.
 
 use std::collections::BTreeSet;
+use std::future::Future;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -48,7 +49,8 @@ pub struct Broker {
     address: String,
     http: Option<SocketAddr>,
     tasks: Vec<JoinHandle<()>>,
-    disk: Option<tokio::runtime::Runtime>,
+    /// Dropped last.
+    _disk: DiskThreads,
 }
 
 /// Why a broker does not start.
@@ -117,13 +119,7 @@ impl Broker {
             }
             None => None,
         };
-        let disk = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(DISK_THREADS)
-            .max_blocking_threads(DISK_WAITERS)
-            .thread_name("bus-disk")
-            .enable_time()
-            .build()
-            .map_err(io("the disk's threads"))?;
+        let disk = DiskThreads::start()?;
         let peers = Peers::new(listened.endpoint.clone());
         let metadata = Metadata::start(
             options.metadata.clone(),
@@ -135,30 +131,43 @@ impl Broker {
         .await?;
         let Listened { endpoint, address, identity } = listened;
         let (reports, reported) = mpsc::channel(reports::QUEUE);
-        let runtime = Disk { handle: disk.handle().clone(), reports };
+        let runtime = Disk { handle: disk.handle(), reports };
         let node = Arc::new(build(options, data, clock, (metadata, peers), runtime)?);
-        // The others must reach this node before it can enter; users are let in when it is ready.
-        let mut tasks = vec![tokio::spawn(server::serve(endpoint.clone(), Arc::clone(&node)))];
-        enter(&node, &address).await?;
-        sweep_blobs(&node);
-        tasks.push(tokio::spawn(Reconciler::new(Arc::clone(&node)).run()));
-        tasks.push(tokio::spawn(reports::run(Arc::clone(&node), reported)));
-        tasks.push(tokio::spawn(modules::fetch(Arc::clone(&node))));
-        // Fenced until its replicas run: nobody waits for it before.
-        node.await_metadata(node.metadata.image().index()).await.ok();
-        node.metadata.ready().await?;
-        wait_until_served(&node).await;
-        authority::publish(&TrustStore::user(), &address, &identity).unwrap_or_else(|error| {
+        // From here on a start that fails ends what it has started.
+        let mut broker = Self { node, endpoint, address, http: None, tasks: Vec::new(), _disk: disk };
+        broker.enter(reported).await?;
+        authority::publish(&TrustStore::user(), &broker.address, &identity).unwrap_or_else(|error| {
             tracing::warn!(%error, "the CA could not be left for this user's clients: pass them --ca");
         });
-        let http = http.map(|(listener, address)| {
-            tasks.push(tokio::spawn(http::serve(listener, Arc::clone(&node))));
-            address
-        });
-        tasks.push(tokio::spawn(maintain(Arc::clone(&node))));
-        tasks.push(tokio::spawn(tick(Arc::clone(&node))));
-        node.ready.store(true, Ordering::Release);
-        Ok(Self { node, endpoint, address, http, tasks, disk: Some(disk) })
+        if let Some((listener, address)) = http {
+            broker.http = Some(address);
+            broker.spawn(|node| http::serve(listener, node));
+        }
+        broker.spawn(maintain);
+        broker.spawn(tick);
+        broker.node.ready.store(true, Ordering::Release);
+        Ok(broker)
+    }
+
+    /// Enters the cluster, and runs what it has for this node.
+    async fn enter(&mut self, reported: mpsc::Receiver<bus_replica::Report>) -> Result<(), StartError> {
+        // The others must reach this node before it can enter; users are let in when it is ready.
+        let endpoint = self.endpoint.clone();
+        self.spawn(|node| server::serve(endpoint, node));
+        enter(&self.node, &self.address).await?;
+        sweep_blobs(&self.node);
+        self.spawn(|node| Reconciler::new(node).run());
+        self.spawn(|node| reports::run(node, reported));
+        self.spawn(modules::fetch);
+        // Fenced until its replicas run: nobody waits for it before. That it stops meanwhile is seen below.
+        self.node.await_metadata(self.node.metadata.image().index()).await.ok();
+        self.node.metadata.ready().await?;
+        wait_until_served(&self.node).await;
+        Ok(())
+    }
+
+    fn spawn<F: Future<Output = ()> + Send + 'static>(&mut self, task: impl FnOnce(Arc<Node>) -> F) {
+        self.tasks.push(tokio::spawn(task(Arc::clone(&self.node))));
     }
 
     /// `HOST:PORT`, as clients are told.
@@ -196,19 +205,11 @@ impl Broker {
         if let Err(error) = self.node.watermarks.save(&self.node.topics) {
             tracing::warn!(%error, "what is committed was not written down");
         }
+        self.node.metadata.shutdown().await;
         self.endpoint.close(Close::ShuttingDown);
         self.endpoint.wait_idle().await;
-        self.node.metadata.shutdown().await;
         if clean && let Err(error) = self.node.data.mark_clean() {
             tracing::warn!(%error, "the clean stop could not be marked");
-        }
-        self.stop_disk();
-    }
-
-    fn stop_disk(&mut self) {
-        if let Some(disk) = self.disk.take() {
-            // Not a wait: a runtime may not be waited for from within another.
-            disk.shutdown_background();
         }
     }
 }
@@ -216,7 +217,37 @@ impl Broker {
 impl Drop for Broker {
     fn drop(&mut self) {
         self.tasks.iter().for_each(JoinHandle::abort);
-        self.stop_disk();
+    }
+}
+
+/// The threads that replicas run on.
+struct DiskThreads(Option<tokio::runtime::Runtime>);
+
+impl DiskThreads {
+    fn start() -> Result<Self, StartError> {
+        let threads = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(DISK_THREADS)
+            .max_blocking_threads(DISK_WAITERS)
+            .thread_name("bus-disk")
+            .enable_time()
+            .build();
+        threads.map(|threads| Self(Some(threads))).map_err(io("the disk's threads"))
+    }
+
+    fn handle(&self) -> tokio::runtime::Handle {
+        match &self.0 {
+            Some(threads) => threads.handle().clone(),
+            None => unreachable!("taken when it is dropped"),
+        }
+    }
+}
+
+impl Drop for DiskThreads {
+    fn drop(&mut self) {
+        if let Some(threads) = self.0.take() {
+            // Not a wait: a runtime may not be waited for from within another.
+            threads.shutdown_background();
+        }
     }
 }
 

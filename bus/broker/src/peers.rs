@@ -183,9 +183,11 @@ impl PeerClient for Peers {
         let failed = |error: bus_transport::Error| {
             let (address, why) = (address.to_owned(), error.to_string());
             match error {
-                bus_transport::Error::Untrusted { .. }
-                | bus_transport::Error::Rejected { .. }
-                | bus_transport::Error::Tls(_) => PeerError::Distrusted { address, why },
+                bus_transport::Error::Untrusted { .. } | bus_transport::Error::Rejected { .. } => {
+                    let why = "they are of different CAs: copy tls/ca.pem and tls/ca.key from a node of the \
+                               cluster into an empty data directory for this one";
+                    PeerError::Distrusted { address, why: why.to_owned() }
+                }
                 _ => PeerError::NoAnswer { address, why },
             }
         };

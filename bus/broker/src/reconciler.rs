@@ -127,7 +127,11 @@ impl Reconciler {
             self.node.functions.leave(&topic.name).await;
             self.replicas.delete(&topic).await;
             let folder = self.node.data.topics().join(topic_folder(&topic.name, topic.id));
-            if let Err(error) = self.node.blocking(move || std::fs::remove_dir_all(folder)).await {
+            let removed = move || match std::fs::remove_dir_all(folder) {
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+                removed => removed,
+            };
+            if let Err(error) = self.node.blocking(removed).await {
                 tracing::warn!(topic = %topic.name, %error, "a deleted topic's folder was not removed");
             }
             tracing::info!(topic = %topic.name, "topic deleted");

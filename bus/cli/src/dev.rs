@@ -11,6 +11,7 @@ use futures::future::try_join_all;
 
 use crate::failure::usage;
 use crate::interrupt::Interrupt;
+use crate::waiting::Waiting;
 use crate::{output, ports, start};
 
 /// In a folder that is kept: the addresses of the cluster's nodes, which know each other by them.
@@ -33,7 +34,7 @@ pub(crate) struct Dev {
     data: Option<PathBuf>,
 }
 
-pub(crate) async fn run(args: Dev, interrupt: Interrupt) -> anyhow::Result<()> {
+pub(crate) async fn run(args: Dev, interrupt: Interrupt, waiting: Waiting) -> anyhow::Result<()> {
     let (data, temporary) = match args.data {
         Some(data) => (data, None),
         None => {
@@ -45,7 +46,7 @@ pub(crate) async fn run(args: Dev, interrupt: Interrupt) -> anyhow::Result<()> {
     let note = if temporary.is_some() { " (deleted at the end)" } else { "" };
     let addresses = addresses(&data, args.nodes as usize)?;
     if let [address] = addresses[..] {
-        start::serve(options(1, data, address, Vec::new()), note, false, &interrupt).await?;
+        start::serve(options(1, data, address, Vec::new()), note, false, &interrupt, waiting).await?;
     } else {
         serve(&data, &addresses, note, &interrupt).await?;
     }

@@ -94,7 +94,7 @@ async fn verb_of(cli: Cli, interrupt: Interrupt, waiting: Waiting) -> anyhow::Re
     let global = &cli.global;
     match cli.verb {
         Verb::Start(args) => Box::pin(start::run(args, interrupt, waiting)).await,
-        Verb::Dev(args) => Box::pin(dev::run(args, interrupt)).await,
+        Verb::Dev(args) => Box::pin(dev::run(args, interrupt, waiting)).await,
         Verb::Produce(args) => Box::pin(produce::run(global, args, interrupt)).await,
         Verb::Consume(args) => Box::pin(consume::run(global, args, interrupt)).await,
         Verb::Bench(args) => Box::pin(bench::run(global, args, interrupt)).await,

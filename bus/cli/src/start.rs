@@ -89,10 +89,7 @@ fn address_or_none(text: &str) -> Result<Http, String> {
 pub(crate) async fn run(args: Start, interrupt: Interrupt, waiting: Waiting) -> anyhow::Result<()> {
     let until_stdin_closes = args.until_stdin_closes;
     let options = options(args)?;
-    tokio::select! {
-        served = serve(options, "", until_stdin_closes, &interrupt) => served,
-        never = waiting.tell() => match never {},
-    }
+    serve(options, "", until_stdin_closes, &interrupt, waiting).await
 }
 
 /// The settings: defaults, then the file, then the flags.
@@ -155,17 +152,20 @@ fn nearest(message: &str) -> Option<String> {
         .map(|(_, name)| name.to_owned())
 }
 
-/// Runs a broker until the user interrupts; `note` stands behind the line that says that it is ready.
+/// Runs a broker until the user interrupts; `note` stands behind the line that says that it is ready. What it is
+/// `waiting` for before that is said.
 pub(crate) async fn serve(
     options: Options,
     note: &str,
     until_stdin_closes: bool,
     interrupt: &Interrupt,
+    waiting: Waiting,
 ) -> anyhow::Result<()> {
     let (node, data) = (options.node_id, shown(&options.data));
     let broker = tokio::select! {
         broker = Broker::start(options) => broker?,
         () = interrupt.wait() => return Ok(()),
+        never = waiting.tell() => match never {},
     };
     let metrics =
         broker.http_address().map(|http| format!(", metrics at http://{http}/metrics")).unwrap_or_default();

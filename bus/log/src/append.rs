@@ -213,7 +213,9 @@ impl Log {
 
     /// That the batches continue the log and each other.
     fn check_order(&self, batches: &[Placed]) -> Result<(), Error> {
-        let (mut next, mut epoch) = (self.next, self.epochs.last().unwrap_or(-1));
+        // Who wrote what is deleted binds nobody: see `Epochs::begin`.
+        let last = if self.next > self.start { self.epochs.last() } else { None };
+        let (mut next, mut epoch) = (self.next, last.unwrap_or(-1));
         for Placed { header, .. } in batches {
             if header.base_offset != next {
                 return Err(Error::NotContiguous { expected: next, found: header.base_offset });
@@ -289,6 +291,9 @@ impl Log {
         let epoch = self.epochs.last();
         for batch in batches {
             segment.add(&batch.header, position, interval);
+            if self.next == self.start {
+                self.epochs.begin(batch.header.leader_epoch);
+            }
             self.epochs.note(batch.header.leader_epoch, batch.header.base_offset);
             position += batch.bytes.len() as u64;
             self.next = batch.header.next_offset();

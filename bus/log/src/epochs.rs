@@ -7,7 +7,7 @@ use bus_protocol::{Epoch, Offset};
 pub struct EpochStart {
     /// The epoch.
     pub epoch: Epoch,
-    /// Its first offset.
+    /// Its first offset, which may lie below the log's start.
     pub offset: Offset,
 }
 
@@ -37,18 +37,22 @@ impl Epochs {
         }
     }
 
+    /// The log's first batch is of `epoch`: newer ones wrote what is deleted here, and were not on the leader's history
+    /// (after an unclean election).
+    pub(crate) fn begin(&mut self, epoch: Epoch) {
+        self.starts.retain(|start| start.epoch <= epoch);
+    }
+
     /// The log ends at `end` now.
     pub(crate) fn cut(&mut self, end: Offset) {
         self.starts.retain(|start| start.offset < end);
     }
 
-    /// The log starts at `start` now: of the epochs that began before, the last goes on.
+    /// The log starts at `start` now: of the epochs that began before, the last goes on. It keeps the offset that it
+    /// began at, so that a log of which nothing is left still knows, after a restart too, who wrote up to its end.
     pub(crate) fn raise(&mut self, start: Offset) {
         let first = self.starts.partition_point(|entry| entry.offset <= start).saturating_sub(1);
         self.starts.drain(..first);
-        if let Some(entry) = self.starts.first_mut() {
-            entry.offset = entry.offset.max(start);
-        }
     }
 
     /// The largest epoch that is not larger than `epoch`, and where it ends in a log that ends at `end`.
@@ -77,8 +81,16 @@ mod tests {
         assert_eq!(epochs.end_of(9, 40), Some((5, 40)));
         assert_eq!(epochs.end_of(-1, 40), None);
         epochs.raise(12);
-        assert_eq!(epochs.all()[0], EpochStart { epoch: 2, offset: 12 });
+        assert_eq!(epochs.all()[0], EpochStart { epoch: 2, offset: 10 });
         epochs.cut(20);
         assert_eq!(epochs.all().len(), 1);
+        // Nothing is left, but for who wrote it.
+        epochs.raise(20);
+        epochs.cut(20);
+        assert_eq!((epochs.last(), epochs.end_of(4, 20)), (Some(2), Some((2, 20))));
+        epochs.begin(2);
+        assert_eq!(epochs.last(), Some(2));
+        epochs.begin(1);
+        assert_eq!(epochs.last(), None);
     }
 }

@@ -44,7 +44,8 @@ pub enum Error {
         why: String,
     },
     /// An earlier sync failed, so what the log holds is not known: after a failed fsync the kernel may have
-    /// dropped the pages (PostgreSQL's "fsyncgate"). Nothing is taken until the log is opened anew.
+    /// dropped the pages (PostgreSQL's "fsyncgate"). Nothing is taken until the log is opened anew, which writes
+    /// what is there again.
     #[error("log {} is offline since an earlier failure: {source}: restart the broker to recover it", dir.display())]
     Poisoned {
         /// The partition's folder.

@@ -41,6 +41,7 @@ mod reader;
 mod recovery;
 mod replay;
 mod retention;
+mod rewrite;
 mod scan;
 mod segment;
 mod shared;

@@ -148,7 +148,8 @@ impl Log {
         self.config = config;
     }
 
-    /// The leader epochs that the log holds, oldest first.
+    /// The leader epochs that the log holds, oldest first. The first may have begun below the log's start; of an
+    /// empty log, that is who wrote what was deleted last.
     pub fn epochs(&self) -> &[EpochStart] {
         self.epochs.all()
     }

@@ -16,6 +16,10 @@
 //!
 //! Damage is an error and changes nothing on the disk.
 //!
+//! What is right but above the mark may look durable without being so, after a sync that failed: it is written again
+//! (`rewrite.rs`), and synced when the log is opened. What is below the mark is not; after `kill -9` that is all
+//! but what was on its way.
+//!
 //! The producers' table comes from the snapshot that was written with the checkpoint, and from the batches that are
 //! checked; if there is no such snapshot, `replay.rs` makes it up from what there is.
 
@@ -30,6 +34,7 @@ use crate::epochs::Epochs;
 use crate::index::IndexContents;
 use crate::producers::Producers;
 use crate::replay::restore;
+use crate::rewrite::Rewrite;
 use crate::scan::{Scanner, Step};
 use crate::segment::{Segment, base_of, log_path};
 use crate::snapshot::Snapshots;
@@ -50,6 +55,9 @@ pub struct Recovery {
     pub checked_bytes: u64,
     /// Bytes cut off the end of the last file, as they were no whole batch.
     pub cut_bytes: u64,
+    /// Bytes of batches that were not known to be durable, and were written again before they were synced, so that the
+    /// sync's answer is true even after one that failed.
+    pub rewritten_bytes: u64,
     /// The end of what had been stored for certain, if the log ends before it now: this replica has lost what it
     /// said it had.
     pub lost_stored: Option<Offset>,
@@ -74,6 +82,8 @@ pub(crate) struct Recovered {
 struct Walk<'a> {
     env: &'a Env,
     dir: &'a Path,
+    /// The log's start.
+    start: Offset,
     from: Place,
     mark: Option<Place>,
     epochs: Epochs,
@@ -105,8 +115,10 @@ pub(crate) fn recover(env: &Env, dir: &Path) -> Result<Recovered, Error> {
         true => Some(Producers::new(from.offset, limit)),
         false => snapshots.read(storage, dir, from.offset, limit),
     };
-    let mut walk = Walk { env, dir, from, mark, epochs, producers, report: Recovery::default() };
+    let (start, report) = (checkpoint.start, Recovery::default());
+    let mut walk = Walk { env, dir, start, from, mark, epochs, producers, report };
     let end = walk.all(&bases, &mut segments, &mut checkpoint)?;
+    walk.epochs.cut(end);
     let lost = walk.mark.map(|mark| mark.offset).into_iter().chain([from.offset]).max();
     if let Some(stored) = lost.filter(|stored| *stored > end) {
         tracing::error!(dir = %dir.display(), stored, end, "the disk lost records that had been stored");
@@ -129,7 +141,8 @@ pub(crate) fn recover(env: &Env, dir: &Path) -> Result<Recovered, Error> {
     );
     let report = walk.report;
     // After `kill -9` the mark is exact: what it covers is not synced again, so that thousands of logs open at once.
-    let unsynced = report.cut_bytes > 0 || lost.is_none_or(|stored| stored != end);
+    let unsynced =
+        report.cut_bytes > 0 || report.rewritten_bytes > 0 || lost.is_none_or(|stored| stored != end);
     let save = report.cut_bytes > 0
         || report.lost_stored.is_some()
         || segments.iter().any(|segment| segment.base >= from.segment && !segment.is_active())
@@ -268,12 +281,15 @@ impl Walk<'_> {
         }
         let interval = u64::from(self.env.options.index_interval_bytes);
         let mut scanner = Scanner::new(&segment, storage, position, offset, length)?;
+        // One with a successor was synced before that was created.
+        let mut rewrite =
+            Rewrite::new(file.as_ref(), &path, if last { self.stored_in(base) } else { u64::MAX });
         loop {
             match scanner.step()? {
                 Step::Batch(header, position) => {
                     segment.add(&header, position, interval);
-                    self.epochs.note(header.leader_epoch, header.base_offset);
                     self.note(&header);
+                    rewrite.batch(position, scanner.batch())?;
                 }
                 Step::End => break,
                 Step::Bad(why) => {
@@ -284,6 +300,7 @@ impl Walk<'_> {
                 }
             }
         }
+        self.report.rewritten_bytes += rewrite.finish()?;
         let checked = scanner.position().saturating_sub(position.max(known));
         self.report.checked_bytes += checked;
         segment.set_size(scanner.position());
@@ -291,11 +308,26 @@ impl Walk<'_> {
     }
 
     fn note(&mut self, header: &BatchHeader) {
-        // An index may have sent the scan back a little.
-        if let Some(producers) = self.producers.as_mut().filter(|_| header.base_offset >= self.from.offset) {
+        if header.base_offset < self.from.offset {
+            // An index sent the scan back a little.
+            return;
+        }
+        if header.base_offset <= self.start {
+            self.epochs.begin(header.leader_epoch);
+        }
+        self.epochs.note(header.leader_epoch, header.base_offset);
+        if let Some(producers) = self.producers.as_mut() {
             producers.note(header, self.env.clock.timestamp());
             producers.commit(header.next_offset());
         }
+    }
+
+    /// Below which byte segment `base` is known to be durable.
+    fn stored_in(&self, base: Offset) -> u64 {
+        let known = [Some(self.from), self.mark].into_iter().flatten().filter(|known| known.segment >= base);
+        // A later one was begun when this was synced.
+        let byte = |known: Place| if known.segment > base { u64::MAX } else { known.position };
+        known.map(byte).max().unwrap_or(0)
     }
 
     /// Whether what is wrong at `at` may be cut; an error if it is damage. See the module.

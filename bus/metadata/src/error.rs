@@ -136,7 +136,7 @@ pub enum EnterError {
     },
     /// A listed node has the id; or it is this very node, under another address.
     #[error(
-        "the node at {address} has node id {node} too: give each node an id of its own, and list this one as {own}, as it is advertised"
+        "node id {node} is taken by the node at {address}: give each node an id of its own; or, if that is this very node, list it as {own}, as it is advertised"
     )]
     SameId {
         /// The id.

@@ -274,7 +274,13 @@ impl Metadata {
         let alone = core.members().voters.keys().eq([&self.node()]);
         // Its store says that it is a cluster by itself; the list may say that another was meant.
         if alone {
-            self.check_others(&self.ask_all(&entry.others).await)?;
+            let answers = self.ask_all(&entry.others).await;
+            for answer in answers.values() {
+                if let Err(PeerError::Distrusted { address, why }) = answer {
+                    return Err(EnterError::Distrusted { address: address.clone(), why: why.clone() });
+                }
+            }
+            self.check_others(&answers)?;
             let cluster_id = self.cluster_id();
             return Ok(self.bootstrap(cluster_id.as_deref().unwrap_or(cluster_id_if_new)).await?);
         }

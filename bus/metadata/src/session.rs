@@ -189,6 +189,10 @@ impl Core {
             let has = replicated.get(node).and_then(|log| log.as_ref()).map(|log| log.index);
             std::cmp::Reverse((alive, has))
         });
+        // Nobody stands for election in a cluster that stops as a whole.
+        heirs.retain(|(node, _)| {
+            image.broker(*node).is_some_and(|broker| liveness.is_alive(*node, broker.epoch, now))
+        });
         heirs
     }
 }

@@ -177,7 +177,8 @@ impl<T> Replica<T> {
         self.role = role;
         let role = &self.role;
         self.state = if role.leads() {
-            let ends = (self.stored(), self.log.log_end());
+            // Where the topic turned from `durability=replicated` just now, what is committed may not be synced yet.
+            let ends = (self.stored().max(self.high_watermark), self.log.log_end());
             let leader = Leader::new(role.node, role.epoch, role.isr(), ends, self.high_watermark, now);
             self.high_watermark = leader.high_watermark();
             State::Leading(leader)

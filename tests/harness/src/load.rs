@@ -139,9 +139,12 @@ impl LoadUnderWay {
     pub async fn wait_for_acks(&self, more: u64, within: Duration) -> anyhow::Result<()> {
         let mut acknowledged = self.shared.acknowledged.subscribe();
         let wanted = *acknowledged.borrow() + more;
-        let waited = tokio::time::timeout(within, acknowledged.wait_for(|count| *count >= wanted)).await;
-        let count = self.acknowledged();
-        waited.with_context(|| format!("{count} of {wanted} acknowledged within {within:?}"))??;
+        // The value is let go of at once: while it is held, nothing is counted.
+        let reached = async { acknowledged.wait_for(|count| *count >= wanted).await.map(drop) };
+        let waited = tokio::time::timeout(within, reached).await;
+        waited.with_context(|| {
+            format!("{} of {wanted} acknowledged within {within:?}", self.acknowledged())
+        })??;
         Ok(())
     }
 

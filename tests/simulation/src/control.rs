@@ -249,6 +249,7 @@ impl World {
         self.learn_to(node, index);
         match purpose {
             Purpose::Register => {
+                self.begin_registration(node);
                 self.reconcile(node);
                 self.unfence(node);
             }

@@ -202,7 +202,7 @@ impl World {
         }
     }
 
-    /// A byte of one replica's closed or active segment turns over, without anybody noticing.
+    /// A byte of one replica's oldest segment turns over, without anybody noticing.
     fn damage(&mut self, node: usize) {
         if !self.is_quiet() || self.is_alone(node) {
             return;
@@ -217,10 +217,13 @@ impl World {
         let mut files: Vec<String> = disk.list(&dir).unwrap_or_default();
         files.retain(|name| name.ends_with(".log"));
         files.sort_unstable();
-        if files.is_empty() {
+        // All of a segment that has a successor: what comes next lies elsewhere, and can be read.
+        let [first, next, ..] = &files[..] else { return };
+        let ledger = self.watch.ledgers.entry(place).or_default();
+        if next.trim_end_matches(".log").parse::<i64>().is_ok_and(|base| base > ledger.end()) {
             return;
         }
-        let path = dir.join(self.random.pick(&files));
+        let path = dir.join(first);
         let Some(mut bytes) = disk.contents(&path).filter(|bytes| !bytes.is_empty()) else { return };
         let at = self.random.index(bytes.len());
         bytes[at] ^= 1 << self.random.index(8);

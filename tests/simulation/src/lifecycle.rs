@@ -127,10 +127,6 @@ impl World {
         }
         let log = match Log::open(&at.env, Node::dir(place), LogConfig::from(&role.config)) {
             Ok(log) => log,
-            Err(error @ bus_log::Error::Damaged { .. }) if self.damaged.contains(&(node, place)) => {
-                self.note(format_args!("node {} finds {place:?} damaged: {error}", node + 1));
-                return self.repair(node, place);
-            }
             Err(error @ bus_log::Error::Damaged { .. }) => {
                 let check = violated("recovery", format!("of {place:?} on node {}: {error}", node + 1));
                 return self.uphold(check);
@@ -161,25 +157,47 @@ impl World {
         self.settle(node, place, Vec::new());
     }
 
-    /// A damaged replica that nobody counts on any more is emptied, to be had anew from its leader. Before, it must
-    /// be out of the ISR: an empty one in it could be elected.
+    /// A damaged replica is emptied, to be had anew from its leader: once it is out of the ISR, and once its broker has
+    /// registered anew. Before, its leader may take it for in sync by what it said in the old registration, and an empty
+    /// one in the ISR could be elected.
     pub(crate) fn repair(&mut self, node: usize, place: Place) {
-        let id = self.nodes[node].id;
+        let asked = self.nodes[node].pending.values().any(|purpose| *purpose == Purpose::Register);
+        if self.is_in_sync(node, place) {
+            self.report_lost(node, place);
+        } else if !asked && self.nodes[node].registered.is_some() {
+            self.register(node);
+        }
+    }
+
+    fn is_in_sync(&self, node: usize, place: Place) -> bool {
         let image = &self.control.images[self.nodes[node].learned as usize];
         let partition = image.topic_by_id(place.0).and_then(|topic| topic.partition(place.1));
-        if partition.is_some_and(|partition| partition.isr.contains(&id)) {
-            return self.report_lost(node, place);
+        partition.is_some_and(|partition| partition.isr.contains(&self.nodes[node].id))
+    }
+
+    /// The broker is registered, for the first time in this life or anew: streams of an older registration end, and
+    /// what is damaged and out of the ISR goes.
+    pub(crate) fn begin_registration(&mut self, node: usize) {
+        let places: Vec<Place> = self.nodes[node].replicas.keys().copied().collect();
+        for place in places {
+            if let Some(stream) = self.nodes[node].replicas.get(&place).and_then(|hosted| hosted.stream) {
+                self.leave_stream(stream);
+            }
         }
-        if let Some(stream) = self.nodes[node].replicas.get(&place).and_then(|hosted| hosted.stream) {
-            self.leave_stream(stream);
-        }
-        self.end_pushes(node, place);
-        self.nodes[node].replicas.remove(&place);
-        self.nodes[node].hints.remove(&place);
-        let discarded = bus_log::discard(&self.nodes[node].disk, &Node::dir(place));
-        self.note(format_args!("node {id} empties {place:?}: {discarded:?}"));
-        if discarded.is_ok() {
-            self.damaged.remove(&(node, place));
+        let damaged: Vec<Place> =
+            self.damaged.iter().filter(|(damaged, _)| *damaged == node).map(|(_, place)| *place).collect();
+        for place in damaged {
+            let noticed = self.nodes[node].replicas.get(&place).is_some_and(|hosted| hosted.offline);
+            if noticed && !self.is_in_sync(node, place) {
+                self.end_pushes(node, place);
+                self.nodes[node].replicas.remove(&place);
+                self.nodes[node].hints.remove(&place);
+                let discarded = bus_log::discard(&self.nodes[node].disk, &Node::dir(place));
+                self.note(format_args!("node {} empties {place:?}: {discarded:?}", node + 1));
+                if discarded.is_ok() {
+                    self.damaged.remove(&(node, place));
+                }
+            }
         }
     }
 
@@ -235,10 +253,7 @@ impl World {
         place: Place,
         check: impl FnOnce(&Seen<'_>, &mut crate::world::Watch) -> crate::invariants::Check,
     ) {
-        if self.damaged.contains(&(node, place)) {
-            // It cannot be compared with what is committed.
-            return;
-        }
+        let damaged = self.damaged.contains(&(node, place));
         let at = &self.nodes[node];
         let (Some(hosted), Some(demands)) = (at.replicas.get(&place), self.watch.demands.get(&place.0))
         else {
@@ -246,7 +261,7 @@ impl World {
         };
         let proposed = hosted.proposed.as_ref().map(|proposal| &proposal.isr[..]);
         let (node, life, replica, demands) = (at.id, at.life, &hosted.replica, *demands);
-        let seen = Seen { node, life, place, replica, demands, proposed };
+        let seen = Seen { node, life, place, replica, demands, proposed, damaged };
         let check = check(&seen, &mut self.watch);
         self.uphold(check);
     }

@@ -212,7 +212,7 @@ impl World {
 
     pub(crate) fn client_receives(&mut self, id: u64) {
         let Some(stream) = self.produces.get_mut(&id) else { return };
-        let (number, lane) = (stream.producer, stream.lane);
+        let (number, lane, place) = (stream.producer, stream.lane, stream.place);
         let Some(message) = stream.to_client.receive() else { return };
         let plan = self.producers[number].plan.clone();
         let at = &mut self.producers[number].lanes[lane];
@@ -228,15 +228,23 @@ impl World {
                 self.note(format_args!("producer {number} is refused on {id}: {error}"));
                 let unsure =
                     matches!(error, AppendError::NotLeader | AppendError::Offline(_) | AppendError::Closed);
-                let stuck = matches!(error, AppendError::Sequence(_)) && plan.acks != Acks::All;
+                // What a leader alone acknowledged may be lost; and of batches that were deleted a replica that was
+                // made since knows nothing. Neither can be made up for.
+                let hopeless = plan.acks != Acks::All || self.has_deleted(place);
+                let stuck = matches!(error, AppendError::Sequence(_)) && hopeless;
                 self.drop_stream(number, lane, !unsure, plan.idempotent);
                 if stuck && self.random.permille(300) {
-                    // What was acknowledged by a leader alone may be lost, and cannot be made up for.
                     self.producers[number].lanes[lane].give_up();
                 }
             }
             ToClient::End => self.drop_stream(number, lane, false, plan.idempotent),
         }
+    }
+
+    /// Whether any replica's log starts after its first record.
+    fn has_deleted(&self, place: Place) -> bool {
+        let mut hosted = self.nodes.iter().filter_map(|node| node.replicas.get(&place));
+        hosted.any(|hosted| hosted.replica.log().log_start() > 0)
     }
 
     fn drop_stream(&mut self, number: usize, lane: usize, refused: bool, idempotent: bool) {

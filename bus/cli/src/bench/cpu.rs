@@ -87,7 +87,7 @@ mod tests {
         assert!("".parse::<Pids>().is_err() && "bus".parse::<Pids>().is_err());
         let own = Pids(vec![std::process::id()]);
         assert!(used(&own) >= used(&Pids::default()));
-        assert_eq!(own.peak_resident_mib(), peak_resident_mib(std::process::id()));
+        assert!(own.peak_resident_mib().unwrap() > 1.0);
     }
 
     #[test]

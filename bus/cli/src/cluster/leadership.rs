@@ -65,8 +65,8 @@ pub(super) async fn drain(client: &Client, args: &Drain, interrupt: &Interrupt) 
     message(&match kept {
         0 => format!("node {node} is drained: it leads nothing"),
         _ => format!(
-            "node {node} is drained, but leads {kept} partitions still: it is their only replica that is in sync, up and \
-             not drained; `bus cluster rebalance` moves them"
+            "node {node} is drained, but leads {kept} partitions still: no other broker that is up and not drained has them \
+             in sync; see `bus cluster rebalance`"
         ),
     });
     Ok(())

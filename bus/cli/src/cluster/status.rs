@@ -162,7 +162,10 @@ impl Status {
     }
 
     fn sentence(&self) -> String {
-        let partitions = format!("{} partitions", show_count(self.partitions as u64));
+        let partitions = match self.partitions {
+            1 => "1 partition".to_owned(),
+            partitions => format!("{} partitions", show_count(partitions as u64)),
+        };
         let count = |why: &str| self.attention.iter().filter(|partition| partition.why == why).count();
         let wrong = [OFFLINE, UNDER_REPLICATED, MOVING].map(|why| (why, count(why)));
         let wrong = wrong.into_iter().filter(|(_, count)| *count > 0);
@@ -262,6 +265,6 @@ pub(super) mod tests {
         let brokers = vec![broker(1, false, false), broker(2, false, false)];
         let status = Status::of(&cluster(brokers), vec![topic("orders", orders)]);
         assert!(status.is_well());
-        assert_eq!(status.sentence(), "cluster c: 1 partitions, all in sync");
+        assert_eq!(status.sentence(), "cluster c: 1 partition, all in sync");
     }
 }

@@ -39,7 +39,8 @@ use self::tally::{Chunk, Tally};
   echo '{\"key\":\"42\",\"value\":\"paid\",\"headers\":{\"by\":\"card\"}}' | bus produce orders --json
   bus produce orders jan.txt -o json     # {\"partition\":0,\"offset\":17} for each acknowledged record, in order
 
-A broker that is lost on the way is waited for, or another takes over: with --acks all each line is stored once, in order.
+A broker that is lost on the way is waited for, or another takes over: with --acks all each line is stored once, and
+in its partition's order.
 Ends when all is acknowledged. Exit code 1 where a record is not, with how many and why.")]
 pub(crate) struct Produce {
     /// The topic

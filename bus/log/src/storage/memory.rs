@@ -151,7 +151,8 @@ impl MemoryStorage {
         lock(&self.state).room = bytes;
     }
 
-    /// The next `count` syncs of files fail, and lose what they should have kept.
+    /// The next `count` syncs of files fail, and lose what they should have kept: it can be read until the machine
+    /// dies, but later syncs succeed without it, unless it is written again.
     pub fn fail_syncs(&self, count: u32) {
         lock(&self.state).failing_syncs = count;
     }
@@ -213,11 +214,14 @@ impl State {
         Ok(&mut self.files[handle.id])
     }
 
-    fn take_room(&mut self, wanted: usize) -> usize {
-        let Some(room) = &mut self.room else { return wanted };
-        let granted = wanted.min(*room as usize);
-        *room -= granted as u64;
-        granted
+    /// How much of a write of `length` bytes at `position` of a file that is `size` long finds room. What lies in the
+    /// file has its room already.
+    fn take_room(&mut self, position: u64, length: usize, size: usize) -> usize {
+        let Some(room) = &mut self.room else { return length };
+        let more = (position + length as u64).saturating_sub(size as u64);
+        let granted = more.min(*room);
+        *room -= granted;
+        length.saturating_sub((more - granted) as usize)
     }
 }
 
@@ -338,10 +342,10 @@ impl File for MemoryFile {
 
     fn write_at(&self, parts: &[&[u8]], position: u64) -> io::Result<()> {
         let mut state = lock(&self.state);
-        state.file(self)?;
+        let size = state.file(self)?.live.len();
         let mut data = parts.concat();
         let wanted = data.len();
-        let granted = state.take_room(wanted);
+        let granted = state.take_room(position, wanted, size);
         data.truncate(granted);
         let file = state.file(self)?;
         let write = Pending::Write(position, data);
@@ -357,11 +361,13 @@ impl File for MemoryFile {
         let fails = state.failing_syncs > 0;
         state.failing_syncs = state.failing_syncs.saturating_sub(1);
         let file = state.file(self)?;
-        let pending = std::mem::take(&mut file.pending);
         if fails {
-            // As Linux does: the pages are marked clean, and the next sync would say all is well.
+            // As Linux does: the pages are marked clean, and the next sync would say all is well. A change of the
+            // length is journaled, and so not lost with them.
+            file.pending.retain(|operation| matches!(operation, Pending::Truncate(_)));
             return Err(io::Error::other("input/output error"));
         }
+        let pending = std::mem::take(&mut file.pending);
         pending.iter().for_each(|operation| operation.apply(&mut file.durable, None));
         Ok(())
     }

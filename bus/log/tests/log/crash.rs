@@ -1,7 +1,7 @@
 //! Whatever is appended, synced, deleted and crashed: what was synced is there, in order, and nothing else.
 
 use bus_log::storage::Crash;
-use bus_log::{Log, LogConfig, Options};
+use bus_log::{Error, Log, LogConfig, Options};
 use bus_protocol::Offset;
 use proptest::prelude::*;
 
@@ -14,6 +14,8 @@ enum Step {
     Append(Vec<(usize, usize)>),
     Sync,
     SyncLater,
+    /// So many syncs fail, over restarts of the process.
+    FailSyncs(u32),
     DeleteBefore(u16),
     Truncate(u16),
     Crash(Option<u64>),
@@ -26,6 +28,7 @@ fn any_step() -> impl Strategy<Value = Step> {
         8 => proptest::collection::vec((1usize..4, 0usize..3_000), 1..6).prop_map(Step::Append),
         4 => Just(Step::Sync),
         2 => Just(Step::SyncLater),
+        2 => (1u32..4).prop_map(Step::FailSyncs),
         1 => any::<u16>().prop_map(Step::DeleteBefore),
         1 => any::<u16>().prop_map(Step::Truncate),
         2 => proptest::option::of(any::<u64>()).prop_map(Step::Crash),
@@ -92,6 +95,16 @@ fn run(steps: &[Step]) {
                 if let Some(job) = Option::replace(&mut later, log.begin_sync()) {
                     model.stored = model.stored.max(job.run().unwrap());
                 }
+            }
+            Step::FailSyncs(count) => {
+                later = None;
+                disk.storage.fail_syncs(*count);
+                // It succeeds where there is nothing to sync.
+                let _ = log.sync();
+                drop(log);
+                log = disk.reopen(&config);
+                disk.storage.fail_syncs(0);
+                model.check(&log);
             }
             Step::DeleteBefore(index) => {
                 // Replicas only ever delete what is committed, and so stored.
@@ -164,6 +177,34 @@ fn an_index_does_not_outlive_a_cut() {
         Step::DeleteBefore(1_923),
         Step::Kill,
     ]);
+}
+
+/// "fsyncgate": the sync that failed has lost what it should have kept, and the kernel counts it as clean.
+#[test]
+fn what_a_failed_sync_lost_is_written_again_by_the_next_process() {
+    for failures in 1..4 {
+        let disk = Disk::new();
+        let config = LogConfig::default();
+        let mut log = disk.open(&config).unwrap();
+        append(&mut log, 3, 2_000);
+        log.sync().unwrap();
+        let stored = log.size();
+        append(&mut log, 3, 3_000_000);
+        append(&mut log, 3, 5_000);
+        let unstored = log.size() - stored;
+        disk.storage.fail_syncs(failures);
+        assert!(matches!(log.sync(), Err(Error::Io { .. })));
+        assert!(matches!(log.append(batch(1, 1, 1, T0), 0), Err(Error::Poisoned { .. })));
+        drop(log);
+        let log = disk.reopen(&config);
+        assert_eq!((log.log_end(), log.stored()), (9, 9));
+        assert_eq!(log.recovery().rewritten_bytes, unstored, "and no more than that");
+        drop(log);
+        disk.storage.crash(Crash::DropUnsynced);
+        let log = disk.open(&config).unwrap();
+        assert_eq!((log.log_end(), log.recovery().lost_stored), (9, None));
+        assert_eq!(read_all(&log.reader(), 0, 1 << 20).len(), 3);
+    }
 }
 
 proptest! {

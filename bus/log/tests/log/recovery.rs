@@ -239,7 +239,7 @@ fn a_clean_stop_leaves_nothing_to_check() {
     let disk = many_segments(true);
     let syncs = disk.storage.syncs();
     let log = disk.open(&small_segments()).unwrap();
-    assert_eq!(log.recovery().checked_bytes, 0);
+    assert_eq!((log.recovery().checked_bytes, log.recovery().rewritten_bytes), (0, 0));
     assert_eq!(disk.storage.syncs(), syncs, "and nothing to sync");
     assert_eq!(log.log_end(), 200);
     assert_eq!(log.epoch_end_offset(0), Some((0, 200)));
@@ -255,6 +255,7 @@ fn a_killed_process_costs_the_next_start_no_sync() {
     let syncs = disk.storage.syncs();
     let mut log = disk.open(&LogConfig::default()).unwrap();
     assert_eq!((log.stored(), disk.storage.syncs()), (3, syncs));
+    assert_eq!(log.recovery().rewritten_bytes, 0);
     append(&mut log, 3, 100);
     log.sync().unwrap();
     append(&mut log, 3, 100);

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
-use bus_log::storage::{MemoryStorage, Storage};
-use bus_log::{AppendBatch, Env, Log, LogConfig, LogReader, Options};
+use bus_log::storage::{Crash, MemoryStorage, Storage};
+use bus_log::{AppendBatch, Env, Error, Log, LogConfig, LogReader, Options};
 use bus_protocol::batch::{BatchBuilder, Compression, RecordBatch, split};
 use bus_protocol::{Clock, Offset, Timestamp};
 
@@ -52,6 +52,20 @@ impl Disk {
 
     pub(crate) fn open(&self, config: &LogConfig) -> Result<Log, bus_log::Error> {
         Log::open(&self.env, dir(), config.clone())
+    }
+}
+
+impl Disk {
+    /// As new processes on the same machine do, until one succeeds.
+    pub(crate) fn reopen(&self, config: &LogConfig) -> Log {
+        for _ in 0..10 {
+            self.storage.crash(Crash::ProcessOnly);
+            match self.open(config) {
+                Ok(log) => return log,
+                Err(error) => assert!(matches!(error, Error::Io { .. }), "{error}"),
+            }
+        }
+        panic!("it cannot be opened");
     }
 }
 

@@ -166,6 +166,50 @@ fn a_cut_by_epoch_ends_where_both_histories_do() {
     assert_eq!(log.truncate_by(Some(1), 90).unwrap().end, 50);
 }
 
+#[test]
+fn an_emptied_log_knows_its_last_epoch_over_restarts() {
+    for crash in [Crash::ProcessOnly, Crash::DropUnsynced, Crash::Torn(5)] {
+        let disk = Disk::new();
+        let mut log = leader(&disk);
+        log.sync().unwrap();
+        let config = LogConfig { retention_ms: Some(1), ..small_segments() };
+        log.set_config(config.clone());
+        log.apply_retention(T0 + 100_000, 120).unwrap();
+        for _ in 0..3 {
+            assert_eq!((log.log_start(), log.log_end(), log.size()), (120, 120, 0));
+            assert_eq!(log.epochs().len(), 1);
+            // A follower that is as far is not sent back.
+            assert_eq!(log.epoch_end_offset(5), Some((5, 120)));
+            assert_eq!(log.epoch_end_offset(4), None);
+            assert_eq!(log.end_with_epoch(), LogEnd { epoch: None, end: 120 });
+            drop(log);
+            disk.storage.crash(crash);
+            log = disk.open(&config).unwrap();
+        }
+        log.append(batch(1, 1, 1, T0), 5).unwrap();
+        assert_eq!(log.epoch_end_offset(5), Some((5, 121)));
+    }
+}
+
+/// After an unclean election: what this follower had deleted was not on the leader's history.
+#[test]
+fn who_wrote_what_is_deleted_binds_no_other_history() {
+    let disk = Disk::new();
+    let mut log = leader(&disk);
+    log.sync().unwrap();
+    log.delete_before(50).unwrap();
+    assert_eq!(log.truncate_by(Some(1), 90).unwrap(), LogEnd { epoch: None, end: 50 });
+    log.append(batch(2, 10, 1, T0), 1).unwrap();
+    assert_eq!(log.epochs().iter().map(|start| (start.epoch, start.offset)).collect::<Vec<_>>(), [(1, 50)]);
+    assert!(matches!(log.append(batch(1, 1, 1, T0), 0), Err(Error::OldEpoch { last: 1, found: 0 })));
+    log.sync().unwrap();
+    let epochs = log.epochs().to_vec();
+    drop(log);
+    disk.storage.crash(Crash::DropUnsynced);
+    let log = disk.open(&small_segments()).unwrap();
+    assert_eq!((log.epochs(), log.end_with_epoch()), (&epochs[..], LogEnd { epoch: Some(1), end: 52 }));
+}
+
 /// The two sides of a replication stream until they agree: where the follower's log ends then, and how often it had
 /// to cut.
 fn agree(leader: &Log, follower: &mut Log) -> (LogEnd, usize) {

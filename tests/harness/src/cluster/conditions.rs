@@ -174,6 +174,16 @@ impl Cluster {
         .await
     }
 
+    /// Waits until the other nodes know that `node` is down.
+    pub async fn wait_for_fenced(&self, node: NodeId) -> anyhow::Result<()> {
+        wait_until(&format!("node {node} is fenced"), DEADLINE, async || {
+            let controller = self.controller().await?;
+            let known = self.cluster_info(controller).await?.brokers;
+            Ok(known.iter().any(|broker| broker.node == node && broker.fenced))
+        })
+        .await
+    }
+
     /// Waits until all is as it should be: every node runs and is known to all others as up, and every partition has
     /// a leader, its replicas in sync, and nothing to move. All nodes must run.
     pub async fn wait_all_in_sync(&self) -> anyhow::Result<()> {

@@ -57,6 +57,8 @@ pub(crate) struct Seen<'a> {
     pub(crate) demands: Demands,
     /// The ISR that it has asked for and that is not decided.
     pub(crate) proposed: Option<&'a [(NodeId, u64)]>,
+    /// Whether some of what it has cannot be read.
+    pub(crate) damaged: bool,
 }
 
 impl Seen<'_> {
