@@ -115,7 +115,9 @@ async fn an_isolated_leader_acknowledges_nothing_more() {
     let produce = async |producer: &bus_client::Producer, number: u32| {
         let sent = history.send(number, 0);
         let delivery = producer.send(Record::to("t").value(sent.value(50))).await.unwrap();
-        let outcome = Outcome::of(&delivery.await);
+        let delivered = delivery.await;
+        let outcome = Outcome::of(&delivered);
+        eprintln!("producer {number}: {delivered:?}");
         history.settle(sent, outcome);
         outcome
     };

@@ -112,13 +112,19 @@ impl Client {
 
     /// The brokers known and those to find the cluster by, those that are most likely to answer first.
     pub(crate) fn addresses(&self) -> Vec<String> {
+        let mut addresses = self.all_addresses();
+        addresses.sort_by_key(|address| self.pool().rank(address));
+        addresses
+    }
+
+    /// The brokers known, those that are fenced last, and those to find the cluster by.
+    pub(crate) fn all_addresses(&self) -> Vec<String> {
         let mut addresses = self.shared.metadata.brokers();
         for server in &self.shared.servers {
             if !addresses.contains(server) {
                 addresses.push(server.clone());
             }
         }
-        addresses.sort_by_key(|address| self.pool().rank(address));
         addresses
     }
 

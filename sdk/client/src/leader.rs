@@ -1,10 +1,13 @@
 //! Who leads a partition, and how a stream follows when that changes.
 //!
 //! ```text
-//!   a refusal says who leads   -> there, at once, the first time
-//!   a stream or its broker dies -> metadata, from any broker, every 50 ms until somebody leads
+//!   a refusal says who leads   -> there, at once, the first time; unless metadata is newer, or nobody answers there
+//!   a stream or its broker dies -> metadata, of one broker after the other, every 50 ms until somebody leads
 //!   silence, though something is due -> metadata; another leader or epoch: abandon the stream, go there
 //! ```
+//!
+//! What is due: a connection, the opening of a stream, an answer. Each may take as long as it does, and after 300 ms of it
+//! somebody is asked.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -27,10 +30,11 @@ const QUICK_POLLS: u32 = 60;
 const SLOW_POLL: Duration = Duration::from_millis(800);
 /// What was heard so recently is asked for by one partition for all.
 const FRESH: Duration = Duration::from_millis(25);
+/// A leader of whom another broker said so is abandoned if it is silent for so long, and metadata names somebody else
+/// still: whoever said so may have heard of nothing yet.
+const HINT: Duration = Duration::from_millis(500);
 /// How long one question for metadata may take.
 const ASK: Duration = Duration::from_secs(2);
-/// How often it is looked whether a silent leader can still be reached.
-const CHECK: Duration = Duration::from_secs(1);
 /// How long brokers may say that they do not know a topic that did exist: one that starts may not have heard of it.
 const UNKNOWN: Duration = Duration::from_secs(2);
 
@@ -41,18 +45,19 @@ pub(crate) struct Leader {
     pub(crate) address: String,
     /// As metadata had it.
     epoch: Epoch,
-    /// Another broker's word, which metadata has not borne out yet.
-    hinted: bool,
+    /// Since when this is followed: another broker's word, which metadata has not borne out yet.
+    hinted: Option<Instant>,
 }
 
 impl Leader {
     /// Whether somebody else leads, or it leads anew.
     fn is_replaced(&mut self, now: &PartitionState) -> bool {
-        if self.hinted && now.leader == Some(self.node) {
-            (self.epoch, self.hinted) = (self.epoch.max(now.epoch), false);
+        if self.hinted.is_some() && now.leader == Some(self.node) {
+            (self.epoch, self.hinted) = (self.epoch.max(now.epoch), None);
             return false;
         }
-        now.epoch > self.epoch || now.epoch == self.epoch && !self.hinted && now.leader != Some(self.node)
+        let stands = self.hinted.is_some_and(|since| now.leader.is_none() || since.elapsed() < HINT);
+        now.epoch > self.epoch || now.epoch == self.epoch && !stands && now.leader != Some(self.node)
     }
 }
 
@@ -69,7 +74,7 @@ impl Pace {
 }
 
 impl Client {
-    /// The leader of a partition; the broker `hint`, if its address is known.
+    /// The leader of a partition; the broker `hint`, if its address is known, and it is not known not to answer.
     pub(crate) async fn leader(
         &self,
         topic: &TopicName,
@@ -82,9 +87,10 @@ impl Client {
         let at = |node: NodeId, hinted| {
             self.metadata().broker(node).map(|address| Leader { node, address, epoch, hinted })
         };
-        let hinted = hint.filter(|hint| state.leader != Some(*hint)).and_then(|hint| at(hint, true));
-        hinted
-            .or_else(|| at(state.leader?, false))
+        let hint = hint.filter(|hint| state.leader != Some(*hint));
+        hint.and_then(|hint| at(hint, Some(Instant::now())))
+            .filter(|leader| state.leader.is_none() || !self.pool().is_suspect(&leader.address))
+            .or_else(|| at(state.leader?, None))
             .ok_or_else(|| Error::NoLeader { topic: topic.clone(), partition })
     }
 
@@ -114,8 +120,8 @@ impl Client {
         if self.pool().is_suspect(&leader.address) { POLL } else { SILENCE }
     }
 
-    /// Resolves once a leader that owes something, and is silent, is replaced. Others are asked first from now on; every
-    /// second it is made sure that the connection to it carries anything.
+    /// Resolves once a leader that owes something, and is silent, is replaced. Others are asked first until it answers;
+    /// meanwhile it is made sure, about every second, that the connection to it carries anything.
     pub(crate) async fn until_replaced(
         &self,
         topic: &TopicName,
@@ -123,12 +129,8 @@ impl Client {
         leader: &mut Leader,
     ) {
         self.pool().note(&leader.address, false);
-        let (mut pace, mut checked) = (Pace::default(), Instant::now());
+        let mut pace = Pace::default();
         while !self.is_replaced(topic, partition, leader, FRESH).await {
-            if checked.elapsed() >= CHECK {
-                self.pool().check(&leader.address).await;
-                checked = Instant::now();
-            }
             sleep(pace.next()).await;
         }
     }

@@ -1,6 +1,7 @@
 //! Where topics stand, as last heard.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -14,9 +15,14 @@ use crate::request::exchange;
 use crate::{Client, Error};
 
 /// The metadata that this client has asked for: the topics it uses, and the brokers. Brokers learn of changes one
-/// after the other, and any of them is asked: what is older than what is known already changes nothing.
+/// after the other, and one that is cut off from the others of none: so they are asked in turn, and what is older than
+/// what is known already changes nothing.
 #[derive(Default)]
-pub(crate) struct Metadata(Mutex<Known>);
+pub(crate) struct Metadata {
+    known: Mutex<Known>,
+    /// Counts the questions.
+    turn: AtomicUsize,
+}
 
 #[derive(Default)]
 struct Known {
@@ -54,7 +60,7 @@ impl Topic {
 
 impl Metadata {
     fn known(&self) -> MutexGuard<'_, Known> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The addresses of all brokers, those that are fenced last.
@@ -95,6 +101,19 @@ fn newer(old: &TopicInfo, mut new: TopicInfo) -> TopicInfo {
 }
 
 impl Client {
+    /// All addresses, another first each time; those that did not answer when they were asked last come last, and are
+    /// looked after, so that they do not stay so.
+    fn in_turn(&self) -> Vec<String> {
+        let (mut addresses, suspects): (Vec<_>, Vec<_>) =
+            self.all_addresses().into_iter().partition(|address| !self.pool().is_suspect(address));
+        suspects.iter().for_each(|address| self.pool().probe(address));
+        let turn = self.metadata().turn.fetch_add(1, Ordering::Relaxed);
+        let first = turn.checked_rem(addresses.len()).unwrap_or(0);
+        addresses.rotate_left(first);
+        addresses.extend(suspects);
+        addresses
+    }
+
     /// Takes over what a broker says of the others.
     pub(crate) fn learn_brokers(&self, cluster: &ClusterInfo) {
         let mut moved = false;
@@ -133,12 +152,15 @@ impl Client {
         let start = Instant::now();
         let mut backoff = Backoff::default();
         let mut last = Error::NoAnswer { request: "the request for topics", after };
+        let mut asked = false;
         loop {
-            match tokio::time::timeout_at(start + after, self.refresh_since(topic, start)).await {
+            let addresses = || if asked { self.in_turn() } else { self.addresses() };
+            match tokio::time::timeout_at(start + after, self.refresh_since(topic, start, addresses)).await {
                 Ok(Err(error)) if error.is_retriable() => last = error,
                 Ok(result) => return result,
                 Err(_) => return Err(last),
             }
+            asked = true;
             let wait = backoff.next();
             if start.elapsed() + wait >= after {
                 return Err(last);
@@ -154,10 +176,15 @@ impl Client {
         age: Duration,
     ) -> Result<Arc<TopicInfo>, Error> {
         let now = Instant::now();
-        self.refresh_since(topic, now.checked_sub(age).unwrap_or(now)).await
+        self.refresh_since(topic, now.checked_sub(age).unwrap_or(now), || self.in_turn()).await
     }
 
-    async fn refresh_since(&self, name: &TopicName, since: Instant) -> Result<Arc<TopicInfo>, Error> {
+    async fn refresh_since(
+        &self,
+        name: &TopicName,
+        since: Instant,
+        addresses: impl FnOnce() -> Vec<String>,
+    ) -> Result<Arc<TopicInfo>, Error> {
         let topic = self.metadata().topic(name);
         if let Some(info) = topic.heard_since(Some(since)) {
             return Ok(info);
@@ -167,7 +194,7 @@ impl Client {
             return Ok(info);
         }
         let asked = Instant::now();
-        let answer = self.first(self.addresses(), |client, address| ask(client, address, name.clone())).await;
+        let answer = self.first(addresses(), |client, address| ask(client, address, name.clone())).await;
         let (cluster, info) = match answer {
             Ok(answer) => answer,
             Err(error) => {

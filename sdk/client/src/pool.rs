@@ -8,6 +8,7 @@ use std::time::Duration;
 use bus_protocol::request::Request;
 use bus_transport::{Close, Connection, Endpoint};
 use bytes::Bytes;
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
@@ -17,7 +18,7 @@ use crate::request::exchange;
 
 /// After so long without an answer a handshake is begun once more beside the first. QUIC itself repeats a lost first
 /// packet ever more seldom, so that a broker that comes back would be found late.
-const AGAIN: Duration = Duration::from_secs(1);
+const AGAIN: Duration = Duration::from_millis(500);
 /// How long a connection that is in doubt may take for an answer, and a new one to come about.
 const PROOF: Duration = Duration::from_millis(500);
 /// A connection that was found good, or that cannot be replaced, is left alone for so long.
@@ -38,6 +39,8 @@ struct Slot {
     /// Locked while the connection is made, or checked.
     link: tokio::sync::Mutex<Link>,
     connection: Mutex<Option<Connection>>,
+    /// The attempt that is under way, and what comes of it.
+    attempt: Mutex<Option<watch::Receiver<Option<Result<Connection, Error>>>>>,
     /// It did not answer when it was asked last.
     suspect: AtomicBool,
 }
@@ -58,6 +61,69 @@ impl Slot {
     fn live(&self) -> Option<Connection> {
         self.current().as_ref().filter(|connection| !connection.is_closed()).cloned()
     }
+
+    /// Connects, where that was not done meanwhile.
+    async fn make(&self, endpoint: &Endpoint, address: &str) -> Result<Connection, Error> {
+        let mut link = self.link.lock().await;
+        if let Some(connection) = self.live() {
+            return Ok(connection);
+        }
+        if let Some(not_before) = link.not_before.take() {
+            sleep_until(not_before).await;
+        }
+        link.not_before = Some(Instant::now() + link.backoff.next());
+        let made = connect(endpoint, address).await;
+        self.suspect.store(made.is_err(), Ordering::Relaxed);
+        let connection = made?;
+        link.backoff.reset();
+        link.not_before = None;
+        *self.current() = Some(connection.clone());
+        Ok(connection)
+    }
+
+    /// See [`Pool::check`].
+    async fn check(&self, endpoint: &Endpoint, address: &str) {
+        // Locked: somebody else is at it.
+        let (Some(connection), Ok(mut link)) = (self.live(), self.link.try_lock()) else { return };
+        if link.is_checked() {
+            return;
+        }
+        let heard = connection.stats().received_bytes;
+        let answer = timeout(PROOF, exchange(&connection, &Request::Cluster, Bytes::new())).await;
+        self.suspect.store(answer.is_err(), Ordering::Relaxed);
+        if answer.is_err()
+            && connection.stats().received_bytes == heard
+            && let Ok(Ok(fresh)) = timeout(PROOF, endpoint.connect(address)).await
+        {
+            tracing::debug!(address, "the connection carries nothing any more, and a new one does");
+            *self.current() = Some(fresh);
+            self.suspect.store(false, Ordering::Relaxed);
+            connection.close(Close::Done);
+        }
+        link.checked = Some(Instant::now());
+    }
+}
+
+impl Link {
+    fn is_checked(&self) -> bool {
+        self.checked.is_some_and(|checked| checked.elapsed() < CHECKED)
+    }
+}
+
+async fn connect(endpoint: &Endpoint, address: &str) -> Result<Connection, Error> {
+    // Two attempts for each second of the first one's timeout.
+    let mut attempts = JoinSet::new();
+    loop {
+        let (endpoint, address) = (endpoint.clone(), address.to_owned());
+        attempts.spawn(async move { endpoint.connect(&address).await });
+        tokio::select! {
+            Some(made) = attempts.join_next() => {
+                let lost = |error: tokio::task::JoinError| bus_transport::Error::Lost(error.to_string());
+                return Ok(made.map_err(lost)??);
+            }
+            () = sleep(AGAIN) => {}
+        }
+    }
 }
 
 impl Pool {
@@ -77,72 +143,66 @@ impl Pool {
         }
     }
 
-    /// The connection to the broker at `address`. One attempt at a time, after the back-off of those that failed.
+    /// The connection to the broker at `address`. One attempt at a time, after the back-off of those that failed; it goes
+    /// on when this is cancelled, so that a broker that is asked often, and each time for a short while, is reached all
+    /// the same.
     pub(crate) async fn get(&self, address: &str) -> Result<Connection, Error> {
         let slot = self.slot(address);
         if let Some(connection) = slot.live() {
             return Ok(connection);
         }
-        let mut link = slot.link.lock().await;
-        if let Some(connection) = slot.live() {
-            return Ok(connection);
+        let mut made = self.attempt(&slot, address)?;
+        match made.wait_for(Option::is_some).await.as_deref() {
+            Ok(Some(made)) => made.clone(),
+            // Its runtime is being shut down.
+            _ => Err(Error::Closed("client")),
+        }
+    }
+
+    /// Starts to connect, unless somebody has already.
+    fn attempt(
+        &self,
+        slot: &Arc<Slot>,
+        address: &str,
+    ) -> Result<watch::Receiver<Option<Result<Connection, Error>>>, Error> {
+        let mut attempt = slot.attempt.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(made) = &*attempt {
+            return Ok(made.clone());
         }
         if self.closed.load(Ordering::Acquire) {
             return Err(Error::Closed("client"));
         }
-        if let Some(not_before) = link.not_before.take() {
-            sleep_until(not_before).await;
-        }
-        // Also when this attempt is cancelled half-way: the next one waits.
-        link.not_before = Some(Instant::now() + link.backoff.next());
-        let made = self.connect(address).await;
-        slot.suspect.store(made.is_err(), Ordering::Relaxed);
-        let connection = made?;
-        link.backoff.reset();
-        link.not_before = None;
-        *slot.current() = Some(connection.clone());
-        Ok(connection)
-    }
-
-    async fn connect(&self, address: &str) -> Result<Connection, Error> {
-        // As many attempts as the timeout of the first has seconds.
-        let mut attempts = JoinSet::new();
-        loop {
-            let (endpoint, address) = (self.endpoint.clone(), address.to_owned());
-            attempts.spawn(async move { endpoint.connect(&address).await });
-            tokio::select! {
-                Some(made) = attempts.join_next() => {
-                    let lost = |error: tokio::task::JoinError| bus_transport::Error::Lost(error.to_string());
-                    return Ok(made.map_err(lost)??);
-                }
-                () = sleep(AGAIN) => {}
-            }
-        }
+        let (tell, made) = watch::channel(None);
+        *attempt = Some(made.clone());
+        let (slot, endpoint, address) = (slot.clone(), self.endpoint.clone(), address.to_owned());
+        tokio::spawn(async move {
+            let result = slot.make(&endpoint, &address).await;
+            *slot.attempt.lock().unwrap_or_else(PoisonError::into_inner) = None;
+            tell.send_replace(Some(result));
+        });
+        Ok(made)
     }
 
     /// Finds out whether the connection to `address`, if there is one, still carries anything. One that does not, while
     /// a new one can be made, is closed and replaced: its broker has restarted, or the way to it has changed, and QUIC
     /// itself would notice only after the idle timeout. Takes about a second at most.
     pub(crate) async fn check(&self, address: &str) {
+        self.slot(address).check(&self.endpoint, address).await;
+    }
+
+    /// Finds out, while nobody waits for it, whether a broker that did not answer when it was asked last can be reached
+    /// by now: by [`Pool::check`], or a new connection.
+    pub(crate) fn probe(&self, address: &str) {
         let slot = self.slot(address);
-        // Locked: somebody else is at it.
-        let (Some(connection), Ok(mut link)) = (slot.live(), slot.link.try_lock()) else { return };
-        if link.checked.is_some_and(|checked| checked.elapsed() < CHECKED) {
+        if !slot.suspect.load(Ordering::Relaxed) {
             return;
         }
-        let heard = connection.stats().received_bytes;
-        let answer = timeout(PROOF, exchange(&connection, &Request::Cluster, Bytes::new())).await;
-        slot.suspect.store(answer.is_err(), Ordering::Relaxed);
-        if answer.is_err()
-            && connection.stats().received_bytes == heard
-            && let Ok(Ok(fresh)) = timeout(PROOF, self.endpoint.connect(address)).await
-        {
-            tracing::debug!(address, "the connection carries nothing any more, and a new one does");
-            *slot.current() = Some(fresh);
-            slot.suspect.store(false, Ordering::Relaxed);
-            connection.close(Close::Done);
+        if slot.live().is_none() {
+            let _ = self.attempt(&slot, address);
+        } else if slot.link.try_lock().is_ok_and(|link| !link.is_checked()) {
+            let (endpoint, address) = (self.endpoint.clone(), address.to_owned());
+            tokio::spawn(async move { slot.check(&endpoint, &address).await });
         }
-        link.checked = Some(Instant::now());
     }
 
     /// Gives up a connection whose peer is silent, and with it all that is under way on it.
