@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use bus_function::FunctionHost;
 use bus_log::storage::DiskStorage;
-use bus_metadata::{Metadata, Registration, controller};
+use bus_metadata::{Metadata, controller};
 use bus_protocol::{Clock, SystemClock, limits};
 use bus_transport::{Close, Endpoint, Identity, TrustStore};
 use tokio::sync::{Notify, Semaphore, mpsc, watch};
@@ -46,7 +46,6 @@ const WATERMARKS_EVERY: u32 = 4;
 pub struct Broker {
     node: Arc<Node>,
     endpoint: Endpoint,
-    address: String,
     http: Option<SocketAddr>,
     tasks: Vec<JoinHandle<()>>,
     /// Dropped last.
@@ -129,14 +128,14 @@ impl Broker {
             Arc::new(peers.clone()),
         )
         .await?;
-        let Listened { endpoint, address, identity } = listened;
+        let Listened { endpoint, address, identity, store } = listened;
         let (reports, reported) = mpsc::channel(reports::QUEUE);
         let runtime = Disk { handle: disk.handle(), reports };
-        let node = Arc::new(build(options, data, clock, (metadata, peers), runtime)?);
+        let node = Arc::new(build((options, address), data, clock, (metadata, peers), runtime)?);
         // From here on a start that fails ends what it has started.
-        let mut broker = Self { node, endpoint, address, http: None, tasks: Vec::new(), _disk: disk };
+        let mut broker = Self { node, endpoint, http: None, tasks: Vec::new(), _disk: disk };
         broker.enter(reported).await?;
-        authority::publish(&TrustStore::user(), &broker.address, &identity).unwrap_or_else(|error| {
+        authority::publish(&store, broker.address(), &identity).unwrap_or_else(|error| {
             tracing::warn!(%error, "the CA could not be left for this user's clients: pass them --ca");
         });
         if let Some((listener, address)) = http {
@@ -154,7 +153,7 @@ impl Broker {
         // The others must reach this node before it can enter; users are let in when it is ready.
         let endpoint = self.endpoint.clone();
         self.spawn(|node| server::serve(endpoint, node));
-        enter(&self.node, &self.address).await?;
+        enter(&self.node).await?;
         sweep_blobs(&self.node);
         self.spawn(|node| Reconciler::new(node).run());
         self.spawn(|node| reports::run(node, reported));
@@ -172,7 +171,7 @@ impl Broker {
 
     /// `HOST:PORT`, as clients are told.
     pub fn address(&self) -> &str {
-        &self.address
+        &self.node.address
     }
 
     /// Where metrics are served.
@@ -255,19 +254,20 @@ struct Listened {
     endpoint: Endpoint,
     address: String,
     identity: Arc<Identity>,
+    store: TrustStore,
 }
 
 fn listen(options: &Options, data: &DataDir) -> Result<Listened, StartError> {
     let host = |address: &str| address.rsplit_once(':').map_or(address, |(host, _)| host).to_owned();
     let mut hosts = vec![options.listen.ip().to_string()];
     hosts.extend(options.advertise.as_deref().map(host));
-    let store = TrustStore::user();
+    let store = options.trust.clone().map_or_else(TrustStore::user, TrustStore::at);
     let identity = authority::identity(&store, &data.tls(), options.node_id, &hosts, &options.join)?;
     let identity = Arc::new(identity);
     let endpoint = Endpoint::server(options.listen, Arc::clone(&identity), &options.transport)?;
     let bound = endpoint.local_addr()?;
     let address = options.advertise.clone().unwrap_or_else(|| bound.to_string());
-    Ok(Listened { endpoint, address, identity })
+    Ok(Listened { endpoint, address, identity, store })
 }
 
 /// Where replicas run, and where they leave what metadata must hear.
@@ -277,7 +277,7 @@ struct Disk {
 }
 
 fn build(
-    options: Options,
+    (options, address): (Options, String),
     data: DataDir,
     clock: Arc<dyn Clock>,
     (metadata, peers): (Metadata, Peers),
@@ -295,6 +295,7 @@ fn build(
     };
     Ok(Node {
         id: options.node_id,
+        address,
         functions: Functions::new(host, blobs.clone()),
         groups: Groups::default(),
         blobs,
@@ -321,16 +322,10 @@ fn build(
 }
 
 /// Makes this node a broker of its cluster, which it forms, joins, or comes back to, with a new epoch.
-async fn enter(node: &Node, address: &str) -> Result<(), StartError> {
-    let registration = Registration {
-        node: node.id,
-        address: address.to_owned(),
-        rack: node.options.rack.clone(),
-        directory: node.data.directory(),
-        clean: node.data.was_clean(),
-    };
-    let epoch =
-        node.metadata.enter(address, &node.options.join, node.data.cluster_id(), registration).await?;
+async fn enter(node: &Node) -> Result<(), StartError> {
+    let (join, cluster_id) = (&node.options.join, node.data.cluster_id());
+    let registration = node.registration(node.data.was_clean());
+    let epoch = node.metadata.enter(&node.address, join, cluster_id, registration).await?;
     node.broker_epoch.store(epoch, Ordering::Release);
     if let Some(cluster_id) = node.metadata.cluster_id() {
         node.data.note_cluster(&cluster_id)?;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use bus_metadata::{Applied, Command, Metadata};
+use bus_metadata::{Applied, Command, Metadata, Registration};
 use bus_protocol::request::Request;
 use bus_protocol::{Clock, ErrorCode, NodeId, WireError};
 use bytes::Bytes;
@@ -31,6 +31,8 @@ const SETTLE: Duration = Duration::from_secs(5);
 /// A running broker's parts. Handlers hold it by `Arc`; what changes in it changes behind locks of its own.
 pub(crate) struct Node {
     pub(crate) id: NodeId,
+    /// `HOST:PORT`, as others are told.
+    pub(crate) address: String,
     pub(crate) options: Options,
     pub(crate) data: DataDir,
     pub(crate) clock: Arc<dyn Clock>,
@@ -95,6 +97,17 @@ impl Node {
         match reconciled.wait_for(|running| *running >= index).await {
             Ok(_) => Ok(()),
             Err(_) => Err(WireError::new(ErrorCode::ShuttingDown, "the broker is stopping")),
+        }
+    }
+
+    /// How this broker registers; `clean` if it may have lost nothing since it last did.
+    pub(crate) fn registration(&self, clean: bool) -> Registration {
+        Registration {
+            node: self.id,
+            address: self.address.clone(),
+            rack: self.options.rack.clone(),
+            directory: self.data.directory(),
+            clean,
         }
     }
 

@@ -23,6 +23,8 @@ pub struct Options {
     pub advertise: Option<String>,
     /// The advertised addresses of the cluster's first brokers, the same list on each; empty for a node of its own.
     pub join: Vec<String>,
+    /// The folder where the CA is left for this user's clients, and looked for; the user's own unless said.
+    pub trust: Option<PathBuf>,
     /// Where this broker stands, if replicas are to be spread over racks.
     pub rack: Option<String>,
     /// How long an in-sync replica may lack something before it leaves the ISR, in milliseconds.
@@ -55,6 +57,7 @@ impl Default for Options {
             listen: SocketAddr::from(([127, 0, 0, 1], 9440)),
             advertise: None,
             join: Vec::new(),
+            trust: None,
             rack: None,
             replica_lag_time_max_ms: 3_000,
             http: Some(SocketAddr::from(([127, 0, 0, 1], 9441))),

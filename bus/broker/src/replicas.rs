@@ -27,11 +27,14 @@ pub(crate) struct Replicas {
     /// The roles that the running replicas were last told.
     roles: HashMap<At, Role>,
     replication: Replication,
+    /// In which registration of this broker a leader last heard of a replica: what it heard counts as long as that
+    /// registration does.
+    heard: HashMap<At, u64>,
 }
 
 impl Replicas {
     pub(crate) fn new(node: Arc<Node>) -> Self {
-        Self { node, roles: HashMap::new(), replication: Replication::default() }
+        Self { node, roles: HashMap::new(), replication: Replication::default(), heard: HashMap::new() }
     }
 
     /// Starts, tells, repairs and stops the replicas of one topic.
@@ -55,7 +58,7 @@ impl Replicas {
                         tell.push((at, running, role));
                     }
                 }
-                Some(running) if !self.may_repair(&role) => served.push(serve_as(running, &role)),
+                Some(running) if !self.may_repair(at, &role) => served.push(serve_as(running, &role)),
                 broken => {
                     let why = self.drop_broken(topic, at, broken).await;
                     served.push(Served::Offline(why));
@@ -95,9 +98,13 @@ impl Replicas {
         })
     }
 
-    /// Whether nobody counts on what this replica holds, and somebody else leads: it can be fetched anew.
-    fn may_repair(&self, role: &Role) -> bool {
-        !role.isr.contains(&self.node.id) && role.leader.is_some_and(|leader| leader != self.node.id)
+    /// Whether nobody counts on what this replica holds, or will by what it was told before, and somebody else leads: it
+    /// can be emptied, and fetched anew. A leader that was told in this very registration what the replica has stored
+    /// might have it join the ISR by that; so the broker registers again after a loss (see `reports.rs`).
+    fn may_repair(&self, at: At, role: &Role) -> bool {
+        !role.isr.contains(&self.node.id)
+            && role.leader.is_some_and(|leader| leader != self.node.id)
+            && self.heard.get(&at) != Some(&self.node.epoch())
     }
 
     /// Ends the stream to a leader that is not the leader of `role`.
@@ -126,6 +133,7 @@ impl Replicas {
         if let Some(leader) = role.leader.filter(|leader| *leader != self.node.id)
             && !self.replication.follows(at, leader, role.epoch)
         {
+            self.heard.insert(at, self.node.epoch());
             self.replication.follow(&self.node, at, replica.clone(), leader, role.epoch);
         }
     }
@@ -226,7 +234,7 @@ impl Replicas {
         let name = TopicPartition::new(topic.name.clone(), at.1);
         let folder = self.node.data.partition(&topic.name, topic.id, at.1);
         let opened = match self.open_log(&folder, &role).await {
-            Err(error) if self.may_repair(&role) => {
+            Err(error) if self.may_repair(at, &role) => {
                 tracing::warn!(partition = %name, %error, "a damaged replica is fetched anew");
                 match self.discard(topic, at.1).await {
                     Ok(()) => self.open_log(&folder, &role).await,

@@ -3,6 +3,7 @@
 //! Gathered, and sent as one command for many partitions: when a broker goes, all that it followed says so at once.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bus_metadata::{Applied, Command, IsrChange, ProposeError, limits};
@@ -40,7 +41,8 @@ pub(crate) async fn run(node: Arc<Node>, mut reports: mpsc::Receiver<Report>) {
             }
         }
         if !lost.is_empty() {
-            say_lost(&node, lost).await;
+            say_lost(&node, lost.clone()).await;
+            begin_anew(&node, &lost).await;
         }
         if !proposals.is_empty() {
             propose(&node, proposals).await;
@@ -60,6 +62,39 @@ pub(crate) async fn say_lost(node: &Arc<Node>, partitions: Vec<(TopicId, Partiti
             return;
         }
     }
+}
+
+/// Registers the broker again, so that what leaders were told of the lost replicas counts no more; then those can be
+/// emptied and fetched anew. A replica that stays in the ISR, as nobody else is in it, is not fetched from anywhere.
+async fn begin_anew(node: &Arc<Node>, lost: &[(TopicId, PartitionId)]) {
+    let image = node.metadata.image();
+    let in_sync = |(topic, partition): &(TopicId, PartitionId)| {
+        let partition = image.topic_by_id(*topic).and_then(|topic| topic.partition(*partition));
+        partition.is_none_or(|partition| partition.isr.contains(&node.id))
+    };
+    if lost.iter().all(in_sync) {
+        return;
+    }
+    loop {
+        match node.metadata.enter_again(node.registration(true)).await {
+            Ok(epoch) => {
+                node.broker_epoch.store(epoch, Ordering::Release);
+                tracing::info!(epoch, "registered again: lost replicas are fetched anew");
+                break;
+            }
+            Err(error) => tracing::warn!(%error, "the broker is registered again a little later"),
+        }
+        if node.pause(AGAIN).await.is_err() {
+            return;
+        }
+    }
+    while let Err(error) = node.metadata.ready().await {
+        tracing::warn!(%error, "the broker says a little later that it is up");
+        if node.pause(AGAIN).await.is_err() {
+            return;
+        }
+    }
+    node.nudge.notify_one();
 }
 
 /// Asks for changes of the ISR until each is decided: one of which that is not known stays in force on the leader's

@@ -87,7 +87,10 @@ impl Core {
 
     /// Says once that another has this broker's id.
     fn superseded(&self, epoch: u64) {
-        let news = self.session.send_if_modified(|session| !std::mem::replace(&mut session.superseded, true));
+        let news = self.session.send_if_modified(|session| {
+            // By itself, where it has registered again.
+            session.epoch == Some(epoch) && !std::mem::replace(&mut session.superseded, true)
+        });
         if news {
             tracing::error!(
                 epoch,

@@ -262,13 +262,13 @@ impl Owner {
             return Err(FollowError::Closed);
         }
         let done = work(&mut self.replica);
-        match &done {
-            Err(FollowError::Log(
-                error @ (bus_log::Error::Io { .. }
-                | bus_log::Error::Poisoned { .. }
-                | bus_log::Error::Damaged { .. }),
-            )) => self.go_offline(error.to_string()),
-            _ => {}
+        if let Err(FollowError::Log(
+            error @ (bus_log::Error::Io { .. }
+            | bus_log::Error::Poisoned { .. }
+            | bus_log::Error::Damaged { .. }),
+        )) = &done
+        {
+            self.go_offline(error.to_string());
         }
         done
     }

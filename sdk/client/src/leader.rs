@@ -135,6 +135,13 @@ impl Client {
         }
     }
 
+    /// Whether metadata, as last heard, names a leader since that attempt.
+    fn is_outdated(&self, topic: &TopicName, partition: PartitionId, failed: &mut Leader) -> bool {
+        let Some(info) = self.known_topic(topic) else { return false };
+        let now = info.partitions.get(partition as usize);
+        now.is_some_and(|now| now.leader.is_some() && failed.is_replaced(now))
+    }
+
     /// Waits for `wait`, or until metadata says something new of the partition since the attempt at `failed`.
     async fn wait_for_news(
         &self,
@@ -146,15 +153,10 @@ impl Client {
         let known = |info: &TopicInfo| {
             info.partitions.get(partition as usize).map(|state| (info.id, state.leader, state.epoch))
         };
-        let info = self.known_topic(topic);
-        let current = info.as_ref().and_then(|info| info.partitions.get(partition as usize));
-        if let (Some(failed), Some(current)) = (failed, current)
-            && current.leader.is_some()
-            && failed.is_replaced(current)
-        {
+        if failed.is_some_and(|failed| self.is_outdated(topic, partition, failed)) {
             return;
         }
-        let before = info.as_ref().and_then(|info| known(info));
+        let before = self.known_topic(topic).and_then(|info| known(&info));
         let news = async {
             let mut pace = Pace::default();
             loop {
@@ -328,7 +330,7 @@ impl Retry {
         client: &Client,
         topic: &TopicName,
         partition: PartitionId,
-        failed: Option<&mut Leader>,
+        mut failed: Option<&mut Leader>,
         error: &Error,
     ) -> Option<NodeId> {
         let redirected = match error {
@@ -347,12 +349,14 @@ impl Retry {
                     // Whatever comes of it, the next attempt tells.
                     let _ = tokio::time::timeout(SILENCE, client.refresh_within(topic, Duration::ZERO)).await;
                 }
-                return hint;
+                let outdated = failed.is_some_and(|failed| client.is_outdated(topic, partition, failed));
+                return hint.filter(|_| !outdated);
             }
         }
-        client.wait_for_news(topic, partition, failed, self.backoff.next()).await;
+        client.wait_for_news(topic, partition, failed.as_deref_mut(), self.backoff.next()).await;
         // A hint is worth a try each time that metadata has nothing newer, but no more without a wait.
-        redirected.flatten()
+        let outdated = failed.is_some_and(|failed| client.is_outdated(topic, partition, failed));
+        redirected.flatten().filter(|_| !outdated)
     }
 }
 
@@ -364,9 +368,13 @@ mod tests {
         PartitionState { leader, epoch, replicas: vec![], isr: vec![], target: None }
     }
 
+    fn led_by(node: NodeId, hinted: Option<Instant>) -> Leader {
+        Leader { node, address: String::new(), epoch: 4, hinted }
+    }
+
     #[test]
     fn a_leader_is_replaced_by_another_or_by_a_newer_epoch_and_not_by_old_news() {
-        let mut leader = Leader { node: 1, address: String::new(), epoch: 4, hinted: false };
+        let mut leader = led_by(1, None);
         assert!(!leader.is_replaced(&state(Some(1), 4)));
         assert!(!leader.is_replaced(&state(Some(2), 3)));
         assert!(leader.is_replaced(&state(None, 4)));
@@ -376,11 +384,18 @@ mod tests {
 
     #[test]
     fn a_hint_stands_until_metadata_is_newer() {
-        let mut leader = Leader { node: 2, address: String::new(), epoch: 4, hinted: true };
+        let mut leader = led_by(2, Some(Instant::now()));
         assert!(!leader.is_replaced(&state(Some(1), 4)));
         assert!(!leader.is_replaced(&state(Some(2), 5)));
         assert!(leader.is_replaced(&state(Some(2), 6)), "and is a leader like any other from then on");
-        let mut leader = Leader { node: 2, address: String::new(), epoch: 4, hinted: true };
-        assert!(leader.is_replaced(&state(Some(3), 5)));
+        assert!(led_by(2, Some(Instant::now())).is_replaced(&state(Some(3), 5)));
+    }
+
+    #[test]
+    fn a_hint_that_metadata_does_not_bear_out_stands_for_a_while_only() {
+        let mut leader = led_by(2, Some(Instant::now().checked_sub(HINT).unwrap()));
+        assert!(leader.is_replaced(&state(Some(1), 4)));
+        assert!(!leader.is_replaced(&state(Some(1), 3)), "older than what was known when it was followed");
+        assert!(!leader.is_replaced(&state(None, 4)), "there is nobody else");
     }
 }

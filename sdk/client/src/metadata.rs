@@ -106,7 +106,7 @@ impl Client {
     fn in_turn(&self) -> Vec<String> {
         let (mut addresses, suspects): (Vec<_>, Vec<_>) =
             self.all_addresses().into_iter().partition(|address| !self.pool().is_suspect(address));
-        suspects.iter().for_each(|address| self.pool().probe(address));
+        suspects.iter().for_each(|address| self.pool().look_after(address));
         let turn = self.metadata().turn.fetch_add(1, Ordering::Relaxed);
         let first = turn.checked_rem(addresses.len()).unwrap_or(0);
         addresses.rotate_left(first);

@@ -190,13 +190,10 @@ impl Pool {
         self.slot(address).check(&self.endpoint, address).await;
     }
 
-    /// Finds out, while nobody waits for it, whether a broker that did not answer when it was asked last can be reached
-    /// by now: by [`Pool::check`], or a new connection.
-    pub(crate) fn probe(&self, address: &str) {
+    /// Finds out, while nobody waits for it, whether the broker at `address` can be reached: by [`Pool::check`], or by a
+    /// new connection. Once a second, however often it is called.
+    pub(crate) fn look_after(&self, address: &str) {
         let slot = self.slot(address);
-        if !slot.suspect.load(Ordering::Relaxed) {
-            return;
-        }
         if slot.live().is_none() {
             let _ = self.attempt(&slot, address);
         } else if slot.link.try_lock().is_ok_and(|link| !link.is_checked()) {

@@ -13,7 +13,7 @@ use tokio::sync::{Notify, mpsc};
 use tokio::time::{Instant, sleep, sleep_until};
 
 use super::Event;
-use crate::leader::{Leader, Retry};
+use crate::leader::{Leader, Retry, SILENCE};
 use crate::{Client, Error};
 
 /// How long a partition may be out of reach before its reader learns of it.
@@ -189,7 +189,8 @@ impl Fetcher {
         bytes: &mut Bytes,
     ) -> Result<End, Error> {
         let consumed = self.consumed.clone();
-        let mut heard = Instant::now();
+        let (mut heard, mut received) = (Instant::now(), 0);
+        let mut quiet = self.quiet(leader);
         loop {
             let frame = tokio::select! {
                 frame = recv.read_frame::<FetchPush>() => frame?,
@@ -197,11 +198,14 @@ impl Fetcher {
                     self.give_credit(send, bytes).await?;
                     continue;
                 }
-                () = sleep_until(heard + self.quiet(leader)) => {
-                    if bytes.left > 0 && self.is_replaced(leader, connection).await {
+                () = sleep_until(heard + quiet) => {
+                    if bytes.left > 0 && self.is_replaced(leader, connection, quiet / 2).await {
                         return Ok(End::Replaced);
                     }
+                    let now = connection.stats().received_bytes;
+                    let silent = std::mem::replace(&mut received, now) == now;
                     heard = Instant::now();
+                    quiet = self.quiet(leader).min(if silent { SILENCE } else { QUIET });
                     continue;
                 }
             };
@@ -221,7 +225,7 @@ impl Fetcher {
             if self.until.is_some_and(|until| self.next >= until) {
                 return Ok(End::Done);
             }
-            heard = Instant::now();
+            (heard, quiet) = (Instant::now(), self.quiet(leader));
         }
     }
 
@@ -230,13 +234,12 @@ impl Fetcher {
         if self.client.pool().is_suspect(&leader.address) { SUSPICIOUS } else { QUIET }
     }
 
-    /// Asks who leads, and makes sure that the connection carries something still; a question a second for all
-    /// partitions of a topic, and one for all streams of a connection.
-    async fn is_replaced(&self, leader: &mut Leader, connection: &Connection) -> bool {
+    /// Asks who leads, no longer ago than `age`, and has it made sure that the connection carries something still; a
+    /// question a second for all partitions of a topic, and one for all streams of a connection.
+    async fn is_replaced(&self, leader: &mut Leader, connection: &Connection, age: Duration) -> bool {
         let before = connection.stats().received_bytes;
-        let age = self.quiet(leader) / 2;
+        self.client.pool().look_after(&leader.address);
         let replaced = self.client.is_replaced(&self.topic, self.partition, leader, age).await;
-        self.client.pool().check(&leader.address).await;
         if replaced && connection.stats().received_bytes == before {
             self.client.pool().abandon(&leader.address, connection);
         }

@@ -9,6 +9,7 @@ use bus_client::{Client, ClientBuilder, Trust};
 use bus_protocol::batch::{BatchBuilder, BatchHeader, Compression, RecordBatch, assign};
 use bus_protocol::fetch::{FetchCredit, FetchOpen, FetchPush};
 use bus_protocol::produce::{Acks, ProduceAck, ProduceAnswer, ProduceOpen, ProduceOpened};
+use bus_protocol::request::PartitionState;
 use bus_protocol::{ErrorCode, NodeId, Offset, RecordError, StreamKind, WireError};
 use bus_transport::{Connection, Endpoint, Error, Identity, Options, RecvStream, SendStream};
 use bytes::{Bytes, BytesMut};
@@ -55,6 +56,10 @@ pub(crate) struct State {
     pub(crate) mute: AtomicBool,
     /// Whether it takes itself for the leader, whatever metadata says; and whom it names if it does not.
     pub(crate) believes: Mutex<Option<Result<(), Option<NodeId>>>>,
+    /// Where the partitions stand, as far as it has heard: all there is to hear, unless this is set.
+    pub(crate) heard: Mutex<Option<Vec<PartitionState>>>,
+    /// What it refuses all batches with.
+    pub(crate) refuses_batches: Mutex<Option<ErrorCode>>,
     /// What it answers all requests with.
     pub(crate) refuses: Mutex<Option<ErrorCode>>,
     grown: Notify,
@@ -64,6 +69,8 @@ pub(crate) struct State {
     pub(crate) batches: watch::Sender<u64>,
     /// Produce streams that were opened, or refused.
     pub(crate) opened: watch::Sender<u64>,
+    /// Fetch streams that were opened, or refused.
+    pub(crate) fetches: watch::Sender<u64>,
     pub(crate) log_start: Offset,
 }
 
@@ -99,11 +106,14 @@ impl Broker {
             hold: Mutex::default(),
             mute: AtomicBool::default(),
             believes: Mutex::default(),
+            heard: Mutex::default(),
+            refuses_batches: Mutex::default(),
             refuses: Mutex::default(),
             grown: Notify::new(),
             pushed: watch::Sender::default(),
             batches: watch::Sender::default(),
             opened: watch::Sender::default(),
+            fetches: watch::Sender::default(),
             log_start,
         });
         let (address, stop, thread, runtime) = run(&state, &identity, "127.0.0.1:0");
@@ -156,6 +166,20 @@ impl Broker {
         let log = from.state.partitions[partition].lock().unwrap().clone();
         *self.state.partitions[partition].lock().unwrap() = log.into_iter().take(batches).collect();
         self.state.world.elect(partition, self.state.node);
+    }
+
+    /// Hears of no change from now on, and takes itself for the leader still: it is cut off from the other brokers.
+    pub(crate) fn cut_off(&self) {
+        *self.state.heard.lock().unwrap() = Some(self.state.world.partitions());
+        *self.state.believes.lock().unwrap() = Some(Ok(()));
+    }
+
+    /// Hears again what there is to hear.
+    pub(crate) fn heal(&self) {
+        *self.state.heard.lock().unwrap() = None;
+        *self.state.believes.lock().unwrap() = None;
+        *self.state.refuses_batches.lock().unwrap() = None;
+        self.state.mute.store(false, Ordering::Relaxed);
     }
 
     /// The headers of what a partition holds.
@@ -293,9 +317,9 @@ impl State {
     ) -> Result<(), Error> {
         let Some((open, _)) = recv.read_frame::<ProduceOpen>().await? else { return Ok(()) };
         let partition = open.partition as usize;
-        self.opened.send_modify(|count| *count += 1);
         let opened = ProduceOpened { max_message_bytes: MAX_MESSAGE_BYTES as u32 };
         let answer = self.leads(partition).map(|()| opened);
+        self.opened.send_modify(|count| *count += 1);
         send.write_frame(&answer, &[]).await?;
         if answer.is_err() {
             return send.finish();
@@ -315,7 +339,8 @@ impl State {
                     Some(_) => faults.pop_front(),
                 }
             };
-            let answer: ProduceAnswer = match fault {
+            let refused = *self.refuses_batches.lock().unwrap();
+            let answer: ProduceAnswer = match fault.or(refused.map(Fault::Refuse)) {
                 Some(Fault::Refuse(code)) => Err(WireError::new(code, "not now")),
                 Some(Fault::RefuseRecord(index)) => {
                     let mut refusal = WireError::new(ErrorCode::RecordRefused, "a record was refused");
@@ -364,7 +389,9 @@ impl State {
     async fn fetch(&self, mut send: SendStream, mut recv: RecvStream) -> Result<(), Error> {
         let Some((open, _)) = recv.read_frame::<FetchOpen>().await? else { return Ok(()) };
         let (partition, mut next, mut credit) = (open.partition as usize, open.from, open.credit as i64);
-        if let Err(refusal) = self.leads(partition) {
+        let leads = self.leads(partition);
+        self.fetches.send_modify(|count| *count += 1);
+        if let Err(refusal) = leads {
             send.write_frame(&FetchPush::Error(refusal), &[]).await?;
             return send.finish();
         }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use crate::broker::{Broker, TOPIC};
 use crate::soon;
 use bus_client::{Client, Delivery, Error, From, Producer, Record};
-use bus_protocol::TopicName;
+use bus_protocol::{ErrorCode, TopicName};
 
 async fn client(brokers: &[Broker]) -> Client {
     let servers: Vec<_> = brokers.iter().map(|broker| broker.address.clone()).collect();
@@ -124,6 +124,107 @@ async fn a_leader_that_steps_down_names_the_next_which_is_asked_at_once() {
         soon(delivery).await.unwrap();
     }
     assert_eq!(brokers[1].values(0), expected(6));
+}
+
+#[tokio::test]
+async fn a_hint_of_a_broker_that_lags_behind_holds_nobody_up() {
+    // The dead one is the last leader, which the producer knows; or one that it never had to do with.
+    for dead in [0, 2] {
+        let mut brokers = Broker::cluster(3, 1);
+        let producer = client(&brokers).await.producer().build().await.unwrap();
+        soon(send(&producer, 0..1).await.remove(0)).await.unwrap();
+        let hint = brokers[dead].state.node;
+        *brokers[1].state.believes.lock().unwrap() = Some(Err(Some(hint)));
+        let (old, new) = brokers.split_at(1);
+        new[0].take_over(&old[0], 0, usize::MAX);
+        let mut opened = brokers[1].state.opened.subscribe();
+        brokers[dead].freeze();
+        let delivery = send(&producer, 1..2).await.remove(0);
+        soon(opened.wait_for(|count| *count > 0)).await.unwrap();
+        *brokers[1].state.believes.lock().unwrap() = None;
+        let start = now();
+        assert_eq!(soon(delivery).await.unwrap().offset, 1);
+        assert!(start.elapsed() < Duration::from_secs(2), "broker {hint}: {:?}", start.elapsed());
+        assert_eq!(brokers[1].values(0), expected(2));
+    }
+}
+
+#[tokio::test]
+async fn a_reader_is_not_held_up_by_a_hint_either() {
+    let mut brokers = Broker::cluster(3, 1);
+    brokers[0].store(0, &["0"], 0);
+    let client = client(&brokers).await;
+    let mut reader = client.reader([TOPIC]).from(From::Start).build().await.unwrap();
+    assert_eq!(soon(reader.next()).await.unwrap().unwrap().offset, 0);
+    *brokers[1].state.believes.lock().unwrap() = Some(Err(Some(3)));
+    let mut opened = brokers[1].state.fetches.subscribe();
+    let (old, new) = brokers.split_at(1);
+    new[0].take_over(&old[0], 0, usize::MAX);
+    brokers[2].freeze();
+    brokers[0].freeze();
+    brokers[1].store(0, &["1"], 0);
+    let (next, start) = tokio::join!(soon(reader.next()), async {
+        soon(opened.wait_for(|count| *count > 0)).await.unwrap();
+        *brokers[1].state.believes.lock().unwrap() = None;
+        now()
+    });
+    assert_eq!(next.unwrap().unwrap().offset, 1);
+    assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
+}
+
+#[tokio::test]
+async fn a_leader_that_is_cut_off_is_not_the_only_one_to_be_asked() {
+    // It refuses, or says nothing at all.
+    for refusal in [Some(ErrorCode::NotEnoughReplicas), None] {
+        let brokers = Broker::cluster(3, 1);
+        // The only server that the client is given.
+        let client = brokers[0].client().await;
+        let (producer, reader) = (client.producer(), client.reader([TOPIC]).from(From::Start));
+        let (producer, mut reader) = (producer.build().await.unwrap(), reader.build().await.unwrap());
+        soon(send(&producer, 0..1).await.remove(0)).await.unwrap();
+        brokers[0].cut_off();
+        *brokers[0].state.refuses_batches.lock().unwrap() = refusal;
+        brokers[0].state.mute.store(refusal.is_none(), Ordering::Relaxed);
+        brokers[1].take_over(&brokers[0], 0, usize::MAX);
+        let start = now();
+        let delivery = send(&producer, 1..2).await.remove(0);
+        assert_eq!(soon(delivery).await.unwrap().offset, 1);
+        assert!(start.elapsed() < Duration::from_secs(2), "{refusal:?}: {:?}", start.elapsed());
+        for offset in 0..2 {
+            assert_eq!(soon(reader.next()).await.unwrap().unwrap().offset, offset);
+        }
+        assert_eq!(brokers[1].values(0), expected(2));
+    }
+}
+
+#[tokio::test]
+async fn a_producer_that_saw_a_cut_off_leader_only_goes_on_when_it_sees_the_others() {
+    // It leads again then; or it stays cut off.
+    for leads_again in [true, false] {
+        let mut brokers = Broker::cluster(3, 1);
+        let client = client(&brokers).await;
+        let producer = client.producer().delivery_timeout(Duration::from_secs(3)).build().await.unwrap();
+        soon(send(&producer, 0..1).await.remove(0)).await.unwrap();
+        brokers[0].cut_off();
+        *brokers[0].state.refuses_batches.lock().unwrap() = Some(ErrorCode::NotEnoughReplicas);
+        brokers[1].freeze();
+        brokers[2].freeze();
+        let (old, new) = brokers.split_at(1);
+        new[0].take_over(&old[0], 0, usize::MAX);
+        let error = soon(send(&producer, 1..2).await.remove(0)).await.unwrap_err();
+        assert!(matches!(error, Error::NotAcknowledged { .. }), "{error}");
+        brokers[1].restart();
+        brokers[2].restart();
+        let leader = if leads_again { 0 } else { 1 };
+        if leads_again {
+            brokers[0].heal();
+            brokers[0].state.world.elect(0, 1);
+        }
+        let start = now();
+        assert_eq!(soon(send(&producer, 2..3).await.remove(0)).await.unwrap().offset, 1);
+        assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
+        assert_eq!(brokers[leader].values(0), [(0, "0".to_owned()), (1, "2".to_owned())]);
+    }
 }
 
 #[tokio::test]

@@ -59,6 +59,10 @@ impl World {
         *state = led_by(leader.into(), state.epoch + 1);
     }
 
+    pub(crate) fn partitions(&self) -> Vec<PartitionState> {
+        self.partitions.lock().unwrap().clone()
+    }
+
     pub(crate) fn leader(&self, partition: usize) -> Option<NodeId> {
         self.partitions.lock().unwrap().get(partition)?.leader
     }
@@ -68,7 +72,7 @@ impl World {
     }
 
     pub(crate) fn answer(&self, broker: &State, request: Request) -> Answer {
-        let partitions = self.partitions.lock().unwrap().clone();
+        let partitions = broker.heard.lock().unwrap().clone().unwrap_or_else(|| self.partitions());
         match request {
             Request::Cluster => Ok(Response::Cluster(ClusterInfo {
                 cluster_id: "test".into(),

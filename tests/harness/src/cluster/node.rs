@@ -172,12 +172,13 @@ impl Node {
         let join: Vec<_> = self.settings.join.split(',').map(|address| format!("{address:?}")).collect();
         // Rust's strings, quoted as TOML has them, but for what no path of a temporary folder holds.
         let settings = format!(
-            "node_id = {}\ndata = {:?}\nlisten = \"{}\"\nadvertise = \"{}\"\njoin = [{}]\nhttp = \"127.0.0.1:0\"\n{}",
+            "node_id = {}\ndata = {:?}\nlisten = \"{}\"\nadvertise = \"{}\"\njoin = [{}]\nhttp = \"127.0.0.1:0\"\ntrust = {:?}\n{}",
             self.id,
             self.data().display().to_string(),
             self.listens(),
             self.address,
             join.join(", "),
+            self.settings.trust,
             self.settings.config
         );
         InProcess::start(&settings).map(Running::InProcess)
