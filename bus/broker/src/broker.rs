@@ -289,6 +289,7 @@ fn build(
     let runtime = bus_replica::Runtime {
         disk: disk.handle,
         budget: Arc::new(Semaphore::new(options.produce_memory_bytes)),
+        replicating: Arc::new(Semaphore::new(options.replication_memory_bytes)),
         clock: Arc::clone(&clock),
         reports: disk.reports,
         lag: Duration::from_millis(options.replica_lag_time_max_ms),

@@ -35,6 +35,8 @@ pub struct Options {
     pub retention_check_seconds: u64,
     /// Bytes of batches that may be on their way to the disks at once, over all partitions.
     pub produce_memory_bytes: usize,
+    /// Bytes of batches from leaders that may be on their way to this broker's replicas at once, over all partitions.
+    pub replication_memory_bytes: usize,
     /// Partitions of the internal topic that holds committed offsets, when it is first made.
     pub groups_partitions: u32,
     /// The transport's limits.
@@ -63,6 +65,7 @@ impl Default for Options {
             http: Some(SocketAddr::from(([127, 0, 0, 1], 9441))),
             retention_check_seconds: 30,
             produce_memory_bytes: 64 << 20,
+            replication_memory_bytes: 64 << 20,
             groups_partitions: 8,
             transport: bus_transport::Options::default(),
             log: bus_log::Options::default(),
@@ -88,14 +91,14 @@ impl Options {
         if self.retention_check_seconds == 0 {
             return Err("retention_check_seconds must be at least 1".into());
         }
-        if self.produce_memory_bytes < bus_protocol::limits::MAX_MESSAGE_BYTES {
-            return Err(format!(
-                "produce_memory_bytes must hold the largest batch: at least {}",
-                bus_protocol::limits::MAX_MESSAGE_BYTES
-            ));
-        }
-        if u32::try_from(self.produce_memory_bytes).is_err() {
-            return Err("produce_memory_bytes must be under 4 GiB".into());
+        for (name, bytes) in [
+            ("produce_memory_bytes", self.produce_memory_bytes),
+            ("replication_memory_bytes", self.replication_memory_bytes),
+        ] {
+            let least = bus_protocol::limits::MAX_MESSAGE_BYTES;
+            if bytes < least || u32::try_from(bytes).is_err() {
+                return Err(format!("{name} must be {least}, the largest batch, to 4 GiB"));
+            }
         }
         if self.groups_partitions == 0 || self.groups_partitions > 1_000 {
             return Err("groups_partitions must be 1 to 1000".into());

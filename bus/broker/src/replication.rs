@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bus_protocol::replicate::{FollowerFrame, LeaderFrame, ReplicateOpen};
-use bus_protocol::{Epoch, NodeId, Offset, PartitionId, TopicId, WireError};
+use bus_protocol::{Epoch, NodeId, Offset, PartitionId, TopicId, WireError, limits};
 use bus_replica::{FollowError, Following, Partition};
 use bus_transport::{RecvStream, SendStream};
 use tokio::sync::watch;
@@ -172,7 +172,7 @@ impl Follower {
 /// Takes what the leader sends.
 async fn take(following: &Following, mut recv: RecvStream) -> Ended {
     loop {
-        match recv.read_frame::<LeaderFrame>().await {
+        match recv.read_frame_within::<LeaderFrame>(limits::MAX_MESSAGE_BYTES).await {
             Ok(Some((LeaderFrame::Refused(refused), _))) => return Ended::Refused(refused),
             Ok(Some((frame, payload))) => {
                 if let Err(error) = following.replicate(frame, payload).await {

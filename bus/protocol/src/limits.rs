@@ -24,7 +24,7 @@ pub const PRODUCE_BATCHES_IN_FLIGHT: usize = 64;
 /// each producer, so that it knows a retry of any of them.
 pub const PRODUCER_BATCHES_REMEMBERED: usize = PRODUCE_BATCHES_IN_FLIGHT;
 /// Bytes that a leader has pushed to a follower of one partition before that has stored them, and one push more.
-pub const REPLICA_BYTES_IN_FLIGHT: usize = 8 << 20;
+pub const REPLICA_BYTES_IN_FLIGHT: usize = 32 << 20;
 /// Producer ids that a broker takes from the cluster at once.
 pub const PRODUCER_ID_BLOCK: u64 = 1_000;
 /// The most that one push on a fetch stream carries, unless a single batch is larger.

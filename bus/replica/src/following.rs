@@ -54,9 +54,14 @@ impl Following {
         answer.map_err(|_| FollowError::Closed)?
     }
 
-    /// Takes a frame of batches. Waits while the owner's queue is full.
+    /// Takes a frame of batches. Waits while the owner's queue, or the memory for what is replicated, is full.
     pub async fn replicate(&self, frame: LeaderFrame, payload: Bytes) -> Result<(), FollowError> {
-        let event = Event::Replicate { epoch: self.epoch, frame, payload, failure: self.failure.clone() };
+        // The memory is at least one of the largest frames, so this waits for others only.
+        let permits = u32::try_from(payload.len()).unwrap_or(u32::MAX);
+        let permit = Arc::clone(&self.partition.replicating).acquire_many_owned(permits).await;
+        let permit = permit.map_err(|_| FollowError::Closed)?;
+        let event =
+            Event::Replicate { epoch: self.epoch, frame, payload, failure: self.failure.clone(), permit };
         self.partition.send(event).await.map_err(|_| FollowError::Closed)
     }
 

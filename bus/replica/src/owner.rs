@@ -28,21 +28,43 @@ const UNSYNCED_BYTES: usize = 32 << 20;
 type Done = oneshot::Sender<Result<(), AppendError>>;
 
 pub(crate) enum Event {
-    Append { append: Append<Queued>, bytes: usize },
+    Append {
+        append: Append<Queued>,
+        bytes: usize,
+    },
     Configure(Role, oneshot::Sender<()>),
     ProposalRefused(IsrProposal),
     Tick,
     Maintain,
     Damaged(String),
-    FollowerOpened { open: ReplicateOpen, answer: oneshot::Sender<LeaderFrame> },
-    FollowerStored { follower: (NodeId, u64), epoch: Epoch, end: Offset },
-    FollowerGone { follower: (NodeId, u64), stream: u64 },
+    FollowerOpened {
+        open: ReplicateOpen,
+        answer: oneshot::Sender<LeaderFrame>,
+    },
+    FollowerStored {
+        follower: (NodeId, u64),
+        epoch: Epoch,
+        end: Offset,
+    },
+    FollowerGone {
+        follower: (NodeId, u64),
+        stream: u64,
+    },
     Followers(oneshot::Sender<Vec<(NodeId, Offset)>>),
     Position(Epoch, oneshot::Sender<Result<LogEnd, FollowError>>),
     Settle(Epoch, LeaderFrame, oneshot::Sender<Result<Option<LogEnd>, FollowError>>),
-    Replicate { epoch: Epoch, frame: LeaderFrame, payload: Bytes, failure: Failure },
+    Replicate {
+        epoch: Epoch,
+        frame: LeaderFrame,
+        payload: Bytes,
+        failure: Failure,
+        permit: OwnedSemaphorePermit,
+    },
     DeleteBefore(Offset, Done),
-    Stop { delete: bool, done: Done },
+    Stop {
+        delete: bool,
+        done: Done,
+    },
 }
 
 /// Whom an append's answer goes to, and what it holds until then.
@@ -200,8 +222,9 @@ impl Owner {
                 self.publish();
                 drop(answer.send(settled));
             }
-            Event::Replicate { epoch, frame, payload, failure } => {
+            Event::Replicate { epoch, frame, payload, failure, permit } => {
                 self.replicate(epoch, frame, payload, &failure);
+                drop(permit);
             }
             Event::DeleteBefore(offset, done) => {
                 let deleted = self.replica.delete_before(offset);

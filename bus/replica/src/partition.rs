@@ -31,6 +31,9 @@ pub struct Runtime {
     pub disk: tokio::runtime::Handle,
     /// A permit for each byte that may be between [`Partition::append`] and its commit.
     pub budget: Arc<Semaphore>,
+    /// A permit for each byte that came from a leader and is not appended yet. Apart from `budget`, whose bytes wait
+    /// for other nodes: those would wait for these, and these for those.
+    pub replicating: Arc<Semaphore>,
     /// The time.
     pub clock: Arc<dyn Clock>,
     /// Where owners leave what metadata must hear. One that finds it full tries again later.
@@ -81,6 +84,7 @@ pub struct Partition {
     reader: LogReader,
     pub(crate) shown: Shown,
     budget: Arc<Semaphore>,
+    pub(crate) replicating: Arc<Semaphore>,
 }
 
 /// What the owner shows of its replica.
@@ -145,7 +149,8 @@ impl Partition {
         let reader = log.reader();
         let (owner, shown) = Owner::new((topic, number), log, (role, committed), queue, runtime.clone());
         runtime.disk.spawn(owner.run());
-        Self { number, events, reader, shown, budget: Arc::clone(&runtime.budget) }
+        let (budget, replicating) = (Arc::clone(&runtime.budget), Arc::clone(&runtime.replicating));
+        Self { number, events, reader, shown, budget, replicating }
     }
 
     /// A way in for appends in the present leader epoch; refused where this replica does not lead.

@@ -32,6 +32,7 @@ impl Fixture {
         let runtime = Runtime {
             disk: tokio::runtime::Handle::current(),
             budget: Arc::new(Semaphore::new(budget)),
+            replicating: Arc::new(Semaphore::new(32 << 20)),
             clock,
             reports,
             lag: Duration::from_secs(3_600),

@@ -34,13 +34,16 @@ pub(crate) struct Pool {
     closed: AtomicBool,
 }
 
+/// What comes of an attempt to connect, once that is known.
+type Attempt = watch::Receiver<Option<Result<Connection, Error>>>;
+
 #[derive(Default)]
 struct Slot {
     /// Locked while the connection is made, or checked.
     link: tokio::sync::Mutex<Link>,
     connection: Mutex<Option<Connection>>,
     /// The attempt that is under way, and what comes of it.
-    attempt: Mutex<Option<watch::Receiver<Option<Result<Connection, Error>>>>>,
+    attempt: Mutex<Option<Attempt>>,
     /// It did not answer when it was asked last.
     suspect: AtomicBool,
 }
@@ -160,11 +163,7 @@ impl Pool {
     }
 
     /// Starts to connect, unless somebody has already.
-    fn attempt(
-        &self,
-        slot: &Arc<Slot>,
-        address: &str,
-    ) -> Result<watch::Receiver<Option<Result<Connection, Error>>>, Error> {
+    fn attempt(&self, slot: &Arc<Slot>, address: &str) -> Result<Attempt, Error> {
         let mut attempt = slot.attempt.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(made) = &*attempt {
             return Ok(made.clone());
