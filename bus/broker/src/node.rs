@@ -1,13 +1,14 @@
 //! What every part of a running broker shares.
 
+use std::collections::HashMap;
 use std::future::Future;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bus_metadata::{Applied, Command, Metadata, Registration};
 use bus_protocol::request::Request;
-use bus_protocol::{Clock, ErrorCode, NodeId, WireError};
+use bus_protocol::{Clock, ErrorCode, NodeId, PartitionId, TopicId, WireError};
 use bytes::Bytes;
 use tokio::sync::{Notify, Semaphore, watch};
 
@@ -26,7 +27,7 @@ use crate::topics::Topics;
 use crate::watermarks::Watermarks;
 
 /// How long the others may take to run a change before it is answered all the same.
-const SETTLE: Duration = Duration::from_secs(5);
+pub(crate) const SETTLE: Duration = Duration::from_secs(5);
 
 /// A running broker's parts. Handlers hold it by `Arc`; what changes in it changes behind locks of its own.
 pub(crate) struct Node {
@@ -48,6 +49,9 @@ pub(crate) struct Node {
     pub(crate) watermarks: Watermarks,
     /// What holds records back that go to replicas which a reassignment adds.
     pub(crate) catch_up: Throttle,
+    /// In which registration a leader was last told what a replica has stored: a registration vouches for one log
+    /// of each partition, and no more (KIP-903).
+    pub(crate) heard: Mutex<HashMap<(TopicId, PartitionId), u64>>,
     /// The epoch of this broker's registration; 0 before.
     pub(crate) broker_epoch: AtomicU64,
     /// Where partitions run; they block on the disk.
@@ -111,9 +115,35 @@ impl Node {
         }
     }
 
+    /// A leader is told from now on, in the registration `broker_epoch`, what the replica has stored.
+    pub(crate) fn hear(&self, at: (TopicId, PartitionId), broker_epoch: u64) {
+        self.heard.lock().unwrap_or_else(PoisonError::into_inner).insert(at, broker_epoch);
+    }
+
+    /// Whether a leader was told in this very registration what the replica has stored: it may count on that.
+    pub(crate) fn was_heard(&self, at: (TopicId, PartitionId)) -> bool {
+        let heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
+        heard.get(&at) == Some(&self.epoch())
+    }
+
     /// The epoch of this broker's registration.
     pub(crate) fn epoch(&self) -> u64 {
         self.broker_epoch.load(Ordering::Acquire)
+    }
+
+    /// The refusal of whoever met this node's failed storage: where another replica is in sync, that takes over, and to
+    /// a client it is a change of leader.
+    pub(crate) fn moved_on(&self, topic: TopicId, number: PartitionId, refused: WireError) -> WireError {
+        if refused.code != ErrorCode::StorageFailed {
+            return refused;
+        }
+        let image = self.metadata.image();
+        let partition = image.topic_by_id(topic).and_then(|topic| topic.partition(number));
+        if partition.is_some_and(|partition| partition.isr.iter().any(|member| *member != self.id)) {
+            let message = format!("{}; another replica takes over", refused.message);
+            return WireError::new(ErrorCode::NotLeader, message);
+        }
+        refused
     }
 
     /// The address of a broker that may be asked.

@@ -33,7 +33,7 @@ pub struct Options {
     pub http: Option<SocketAddr>,
     /// How often retention looks for old segments, in seconds.
     pub retention_check_seconds: u64,
-    /// Bytes of batches that may be on their way to the disks at once, over all partitions.
+    /// Bytes of batches that may be on their way to the logs at once, over all partitions.
     pub produce_memory_bytes: usize,
     /// Bytes of batches from leaders that may be on their way to this broker's replicas at once, over all partitions.
     pub replication_memory_bytes: usize,

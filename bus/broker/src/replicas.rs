@@ -1,7 +1,7 @@
 //! The replicas of this node: opened, told their roles, repaired and removed, until they are what metadata says.
 
 use std::collections::HashMap;
-use std::path::PathBuf;
+use std::path::Path;
 use std::sync::Arc;
 
 use bus_log::{Log, LogConfig};
@@ -27,19 +27,19 @@ pub(crate) struct Replicas {
     /// The roles that the running replicas were last told.
     roles: HashMap<At, Role>,
     replication: Replication,
-    /// In which registration of this broker a leader last heard of a replica: what it heard counts as long as that
-    /// registration does.
-    heard: HashMap<At, u64>,
+    /// The broker epoch that the roles were last told in: another ends all streams, and new ones begin in it.
+    broker_epoch: u64,
 }
 
 impl Replicas {
     pub(crate) fn new(node: Arc<Node>) -> Self {
-        Self { node, roles: HashMap::new(), replication: Replication::default(), heard: HashMap::new() }
+        Self { node, roles: HashMap::new(), replication: Replication::default(), broker_epoch: 0 }
     }
 
     /// Starts, tells, repairs and stops the replicas of one topic.
     pub(crate) async fn serve(&mut self, topic: &Topic, wanted: &bus_metadata::Topic, image: &MetadataImage) {
         let before = topic.partitions.load_full();
+        self.broker_epoch = self.node.epoch();
         let mut served = Vec::with_capacity(wanted.partitions.len());
         let (mut tell, mut open) = (Vec::new(), Vec::new());
         for (number, partition) in wanted.partitions.iter().enumerate() {
@@ -53,12 +53,18 @@ impl Replicas {
             match now.replica().cloned() {
                 Some(running) if running.offline().is_none() => {
                     served.push(serve_as(running.clone(), &role));
-                    if self.roles.get(&at) != Some(&role) {
+                    if self.roles.get(&at) != Some(&role) || !self.follows(at, &role) {
                         self.leave_other(at, &role).await;
                         tell.push((at, running, role));
                     }
                 }
                 Some(running) if !self.may_repair(at, &role) => served.push(serve_as(running, &role)),
+                None if self.node.was_heard(at) => {
+                    // It was taken away and has come back. Its leader may have been told what the log had stored that
+                    // was removed then: that must not count for an empty one.
+                    self.report_lost(at, "its log was removed, and it holds a replica again");
+                    served.push(Served::Offline("its log was removed: it begins anew".into()));
+                }
                 broken => {
                     let why = self.drop_broken(topic, at, broken).await;
                     served.push(Served::Offline(why));
@@ -104,15 +110,21 @@ impl Replicas {
     fn may_repair(&self, at: At, role: &Role) -> bool {
         !role.isr.contains(&self.node.id)
             && role.leader.is_some_and(|leader| leader != self.node.id)
-            && self.heard.get(&at) != Some(&self.node.epoch())
+            && !self.node.was_heard(at)
     }
 
     /// Ends the stream to a leader that is not the leader of `role`.
     async fn leave_other(&mut self, at: At, role: &Role) {
-        let same = role.leader.is_some_and(|leader| self.replication.follows(at, leader, role.epoch));
-        if !same {
+        if !self.follows(at, role) {
             self.replication.leave(at).await;
         }
+    }
+
+    /// Whether whoever leads by `role` is followed; so is this node where it leads itself, or nobody does.
+    fn follows(&self, at: At, role: &Role) -> bool {
+        role.leader.is_none_or(|leader| {
+            leader == self.node.id || self.replication.follows(at, (leader, role.epoch), self.broker_epoch)
+        })
     }
 
     async fn tell(&mut self, tell: Vec<(At, Partition, Role)>) {
@@ -131,10 +143,11 @@ impl Replicas {
 
     fn follow(&mut self, at: At, replica: &Partition, role: &Role) {
         if let Some(leader) = role.leader.filter(|leader| *leader != self.node.id)
-            && !self.replication.follows(at, leader, role.epoch)
+            && !self.follows(at, role)
         {
-            self.heard.insert(at, self.node.epoch());
-            self.replication.follow(&self.node, at, replica.clone(), leader, role.epoch);
+            self.node.hear(at, self.broker_epoch);
+            let (leader, partition) = ((leader, role.epoch), replica.clone());
+            self.replication.follow(&self.node, at, partition, leader, self.broker_epoch);
         }
     }
 
@@ -270,8 +283,9 @@ impl Replicas {
         }
     }
 
-    async fn open_log(&self, folder: &PathBuf, role: &Role) -> Result<Log, WireError> {
-        let (env, folder, config) = (self.node.logs.clone(), folder.clone(), LogConfig::from(&role.config));
+    async fn open_log(&self, folder: &Path, role: &Role) -> Result<Log, WireError> {
+        let (env, folder, config) =
+            (self.node.logs.clone(), folder.to_owned(), LogConfig::from(&role.config));
         self.node.blocking(move || Log::open(&env, &folder, config)).await
     }
 

@@ -1,7 +1,6 @@
 //! The follower's side of replication: a task for each partition that this node follows, with a stream to its leader.
 
 use std::collections::HashMap;
-use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -31,6 +30,8 @@ pub(crate) struct Replication {
 struct Task {
     leader: NodeId,
     epoch: Epoch,
+    /// The registration of this broker in which the leader is told what is stored.
+    broker_epoch: u64,
     running: JoinHandle<()>,
 }
 
@@ -59,9 +60,17 @@ impl Replication {
         }
     }
 
-    /// Whether the partition is followed in this role.
-    pub(crate) fn follows(&self, at: (TopicId, PartitionId), leader: NodeId, epoch: Epoch) -> bool {
-        let same = |task: &Task| task.leader == leader && task.epoch == epoch && !task.running.is_finished();
+    /// Whether the partition is followed in this role, and in this registration of the broker.
+    pub(crate) fn follows(
+        &self,
+        at: (TopicId, PartitionId),
+        (leader, epoch): (NodeId, Epoch),
+        broker_epoch: u64,
+    ) -> bool {
+        let same = |task: &Task| {
+            (task.leader, task.epoch, task.broker_epoch) == (leader, epoch, broker_epoch)
+                && !task.running.is_finished()
+        };
         self.tasks.get(&at).is_some_and(same)
     }
 
@@ -71,12 +80,12 @@ impl Replication {
         node: &Arc<Node>,
         at: (TopicId, PartitionId),
         partition: Partition,
-        leader: NodeId,
-        epoch: Epoch,
+        (leader, epoch): (NodeId, Epoch),
+        broker_epoch: u64,
     ) {
-        let follower = Follower { node: Arc::clone(node), at, partition, leader, epoch };
+        let follower = Follower { node: Arc::clone(node), at, partition, leader, epoch, broker_epoch };
         let running = tokio::spawn(follower.run());
-        self.tasks.insert(at, Task { leader, epoch, running });
+        self.tasks.insert(at, Task { leader, epoch, broker_epoch, running });
     }
 }
 
@@ -86,6 +95,7 @@ struct Follower {
     partition: Partition,
     leader: NodeId,
     epoch: Epoch,
+    broker_epoch: u64,
 }
 
 /// Why a stream ended.
@@ -150,7 +160,7 @@ impl Follower {
             topic: self.at.0,
             partition: self.at.1,
             node: self.node.id,
-            broker_epoch: self.node.epoch(),
+            broker_epoch: self.broker_epoch,
             stream: STREAMS.fetch_add(1, Ordering::Relaxed),
             leader_epoch: self.epoch,
             log: following.begin_at(),
@@ -186,16 +196,14 @@ async fn take(following: &Following, mut recv: RecvStream) -> Ended {
 }
 
 /// Tells the leader what is stored, each time that it is more.
-fn tell(mut stored: watch::Receiver<Offset>, mut send: SendStream) -> impl Future<Output = Ended> {
-    async move {
-        loop {
-            let end = *stored.borrow_and_update();
-            if let Err(error) = send.write_frame(&FollowerFrame::Stored { end }, &[]).await {
-                return error.into();
-            }
-            if stored.changed().await.is_err() {
-                return FollowError::Closed.into();
-            }
+async fn tell(mut stored: watch::Receiver<Offset>, mut send: SendStream) -> Ended {
+    loop {
+        let end = *stored.borrow_and_update();
+        if let Err(error) = send.write_frame(&FollowerFrame::Stored { end }, &[]).await {
+            return error.into();
+        }
+        if stored.changed().await.is_err() {
+            return FollowError::Closed.into();
         }
     }
 }

@@ -68,11 +68,12 @@ pub(crate) async fn say_lost(node: &Arc<Node>, partitions: Vec<(TopicId, Partiti
 /// emptied and fetched anew. A replica that stays in the ISR, as nobody else is in it, is not fetched from anywhere.
 async fn begin_anew(node: &Arc<Node>, lost: &[(TopicId, PartitionId)]) {
     let image = node.metadata.image();
-    let in_sync = |(topic, partition): &(TopicId, PartitionId)| {
-        let partition = image.topic_by_id(*topic).and_then(|topic| topic.partition(*partition));
-        partition.is_none_or(|partition| partition.isr.contains(&node.id))
+    let counts = |at: &(TopicId, PartitionId)| {
+        let partition = image.topic_by_id(at.0).and_then(|topic| topic.partition(at.1));
+        let in_sync = partition.is_none_or(|partition| partition.isr.contains(&node.id));
+        !in_sync && node.was_heard(*at)
     };
-    if lost.iter().all(in_sync) {
+    if !lost.iter().any(counts) {
         return;
     }
     loop {

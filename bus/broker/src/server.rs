@@ -90,7 +90,9 @@ async fn serve_stream(
         StreamKind::Discard => bus_transport::drain(send, recv).await.map(drop),
         // The peer's certificate is of this cluster's CA, or there is none: only brokers have one.
         StreamKind::Metadata | StreamKind::Replicate => match peer {
-            Some(_) if kind == StreamKind::Metadata => handler::metadata::serve(node, send, recv).await,
+            Some(peer) if kind == StreamKind::Metadata => {
+                handler::metadata::serve(node, peer, send, recv).await
+            }
             Some(peer) => handler::replicate::serve(node, peer, send, recv).await,
             None => {
                 let refused =

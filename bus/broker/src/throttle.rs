@@ -9,6 +9,9 @@ use bus_protocol::replicate::ReplicateOpen;
 use crate::node::Node;
 use crate::topics::Topic;
 
+/// The longest that one push waits.
+const LONGEST: Duration = Duration::from_secs(5);
+
 /// One bucket for all that this node sends to new replicas: the cluster's throttle, in bytes a second, flows in.
 #[derive(Default)]
 pub(crate) struct Throttle {
@@ -34,7 +37,8 @@ impl Throttle {
         let wait = {
             let now = node.clock.monotonic();
             let mut busy_until = self.busy_until.lock().unwrap_or_else(PoisonError::into_inner);
-            let begin = now.max(*busy_until);
+            // A throttle that is raised again must be felt soon: no more is owed than this.
+            let begin = now.max((*busy_until).min(now + LONGEST));
             *busy_until = begin + cost;
             begin - now
         };

@@ -88,6 +88,12 @@ impl Log {
         if let Some(active) = self.segments.last().filter(|last| unsynced && last.is_active()) {
             // Closed ones were synced before they got a successor.
             shared.sync_files(Some((active.file(self.storage())?, &active.log)))?;
+        }
+        // What tells of the loss stays until something is appended: whoever opens the log again must hear of it too.
+        if self.recovery.lost_stored.is_some() {
+            return Ok(());
+        }
+        if unsynced {
             let _ = shared.write_mark(&mut shared.saved(), self.place(), false);
         }
         if save && let Err(error) = self.save_place(true) {

@@ -106,8 +106,18 @@ pub(crate) struct Identity {
 
 impl Identity {
     /// Reads a message to this node, or answers it with a refusal.
-    pub(crate) fn read(&self, bytes: &[u8]) -> Result<Ask, Bytes> {
+    pub(crate) fn read(&self, from: NodeId, bytes: &[u8]) -> Result<Ask, Bytes> {
         let ask: Ask = decode(bytes).map_err(refuse)?;
+        let registers = match &ask.question {
+            Question::Propose(command, _) => match &**command {
+                Command::RegisterBroker(registration) => registration.node,
+                _ => from,
+            },
+            _ => from,
+        };
+        if ask.from != from || registers != from {
+            return Err(refuse(format!("node {from} cannot speak for another node")));
+        }
         if let Some(to) = ask.to
             && to != self.node
         {

@@ -239,9 +239,10 @@ impl Metadata {
         }
     }
 
-    /// Answers a message that another node's [`PeerClient`] has carried here. Any bytes get an answer.
-    pub async fn receive(&self, request: Bytes) -> Bytes {
-        self.core().receive(request).await
+    /// Answers a message that the [`PeerClient`] of node `from`, by its certificate, has carried here; one that says
+    /// another sender is refused. Any bytes get an answer.
+    pub async fn receive(&self, from: NodeId, request: Bytes) -> Bytes {
+        self.core().receive(from, request).await
     }
 
     /// Makes a snapshot now, rather than after [`Options::snapshot_entries`]; it is there some time later.

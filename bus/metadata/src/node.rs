@@ -114,8 +114,8 @@ impl Core {
     }
 
     /// Answers a message from another node.
-    pub(crate) async fn receive(&self, request: Bytes) -> Bytes {
-        let ask = match self.identity.read(&request) {
+    pub(crate) async fn receive(&self, from: NodeId, request: Bytes) -> Bytes {
+        let ask = match self.identity.read(from, &request) {
             Ok(ask) => ask,
             Err(refusal) => return refusal,
         };

@@ -8,7 +8,7 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 
 use crate::messages::{Question, Reply};
 use crate::node::Core;
-use crate::{Applied, Command, PeerError, ProposeError, Rejected, limits};
+use crate::{Applied, Command, PeerError, ProposeError, Registration, Rejected, limits};
 
 /// How long somebody is left alone who said that it does not lead, or could not be reached, unless another is heard
 /// to lead before.
@@ -95,10 +95,23 @@ impl Core {
         command: Command,
         clock: Timestamp,
     ) -> Result<(u64, Result<Applied, Rejected>), ProposeError> {
-        if matches!(command, Command::RegisterBroker(_)) {
+        if let Command::RegisterBroker(registration) = &command {
             check_clock(node, clock, SystemClock::new().timestamp())?;
+            // A copy of a data directory, started beside the original: it waits, in case that has died just now.
+            if self.runs_elsewhere(registration) {
+                return Err(ProposeError::Busy);
+            }
         }
         self.propose_as_leader(command).await
+    }
+
+    /// Whether the broker of that id runs at another address, or on another directory.
+    fn runs_elsewhere(&self, new: &Registration) -> bool {
+        let image = self.image();
+        image.broker(new.node).is_some_and(|broker| {
+            (broker.address != new.address || broker.directory != new.directory)
+                && self.liveness().is_alive(new.node, broker.epoch, Instant::now())
+        })
     }
 
     /// [`ProposeError::NotLeader`] is certain: Raft says it of what it has not appended, or has cut off again.
@@ -110,7 +123,14 @@ impl Core {
         let began = Instant::now();
         match timeout_at(deadline, self.raft.client_write(command)).await {
             Err(_) => Err(ProposeError::TimedOut(millis(began.elapsed()))),
-            Ok(Ok(response)) => Ok((response.log_id.index, response.data)),
+            Ok(Ok(response)) => {
+                // The others learn with the next message that it is committed: without this one, after a heartbeat's
+                // interval, in which clients find leaders that do not know that they lead.
+                if let Err(error) = self.raft.trigger().heartbeat().await {
+                    tracing::debug!(%error, "the metadata has stopped already");
+                }
+                Ok((response.log_id.index, response.data))
+            }
             Ok(Err(RaftError::APIError(ClientWriteError::ForwardToLeader(forward)))) => {
                 Err(ProposeError::NotLeader { node: self.node(), leader: forward.leader_id })
             }

@@ -59,7 +59,7 @@ async fn a_single_node_leads_at_once_and_keeps_what_it_answered() {
     assert!(matches!(metadata.propose(huge).await, Err(ProposeError::TooLarge { .. })));
     for garbage in [&[][..], &[0], &[1], &[1, 0, 1, 2, 3], &[1; 4_096], &[255; 64]] {
         assert!(
-            !metadata.receive(Bytes::copy_from_slice(garbage)).await.is_empty(),
+            !metadata.receive(2, Bytes::copy_from_slice(garbage)).await.is_empty(),
             "garbage gets an answer"
         );
     }

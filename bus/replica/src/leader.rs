@@ -20,7 +20,8 @@ pub const REFUSED_FOR: Duration = Duration::from_millis(300);
 /// - `high_watermark <= stored <= end`, where `stored` is what counts as stored here by the topic's `durability`;
 /// - `high_watermark` is at most the smallest stored log end of the ISR, and of the ISR that is proposed, while a
 ///   change is under way (KIP-497); it does not move while the ISR has fewer than `min_isr` members;
-/// - `pending` is in the order of appends, and its head cannot be answered yet.
+/// - `pending` and `lone` are each in the order of appends, and their heads cannot be answered yet. A producer's
+///   batches of one stream are all in one of them, so its answers leave in order.
 #[derive(Debug)]
 pub struct Leader<T> {
     node: NodeId,
@@ -39,7 +40,10 @@ pub struct Leader<T> {
     end: Offset,
     high_watermark: Offset,
     followers: BTreeMap<NodeId, Progress>,
+    /// Those that wait for the ISR.
     pending: VecDeque<Pending<T>>,
+    /// Those that wait for this replica alone: they do not wait behind the others.
+    lone: VecDeque<Pending<T>>,
 }
 
 /// How far a follower is.
@@ -62,7 +66,6 @@ struct Progress {
 struct Pending<T> {
     /// The batch's last offset, and one: where the answer's condition must reach.
     until: Offset,
-    acks: Acks,
     ticket: T,
 }
 
@@ -128,6 +131,7 @@ impl<T> Leader<T> {
             high_watermark,
             followers: BTreeMap::new(),
             pending: VecDeque::new(),
+            lone: VecDeque::new(),
         };
         leader.take(isr, now);
         leader.advance();
@@ -167,17 +171,26 @@ impl<T> Leader<T> {
 
     /// A batch was ordered and written; its log end is `until`. `ticket` comes back from [`Leader::stored`] or
     /// [`Leader::follower_stored`] once the condition of `acks` holds.
-    pub fn appended(&mut self, until: Offset, acks: Acks, ticket: T) {
+    pub fn appended(&mut self, until: Offset, acks: Acks, ticket: T, now: Duration) {
         assert!(until >= self.end, "append ends at {until}, below the log end {}", self.end);
+        // Who had everything until now lacks something only from now on.
+        for progress in self.followers.values_mut().filter(|progress| progress.stored >= self.end) {
+            progress.caught_up = now;
+        }
         self.end = until;
-        self.pending.push_back(Pending { until, acks, ticket });
+        self.wait(until, acks, ticket);
+    }
+
+    fn wait(&mut self, until: Offset, acks: Acks, ticket: T) {
+        let queue = if acks == Acks::All { &mut self.pending } else { &mut self.lone };
+        queue.push_back(Pending { until, ticket });
     }
 
     /// A batch that ends before `until` came again: it is answered once what was stored the first time is
     /// committed, and after those that came before it.
     pub fn repeated(&mut self, until: Offset, acks: Acks, ticket: T) {
         assert!(until <= self.end, "a repeated batch ends at {until}, above the log end {}", self.end);
-        self.pending.push_back(Pending { until, acks, ticket });
+        self.wait(until, acks, ticket);
     }
 
     /// This replica has stored everything below `until`. Returns the tickets whose condition now holds.
@@ -322,7 +335,8 @@ impl<T> Leader<T> {
 
     /// All tickets not answered, in order: the leader steps down, or its storage failed.
     pub fn abandon(&mut self) -> Vec<T> {
-        self.pending.drain(..).map(|pending| pending.ticket).collect()
+        let waiting = self.pending.drain(..).chain(self.lone.drain(..));
+        waiting.map(|pending| pending.ticket).collect()
     }
 
     fn take(&mut self, isr: Isr<'_>, now: Duration) {
@@ -366,135 +380,15 @@ impl<T> Leader<T> {
     }
 
     fn answer(&mut self) -> Vec<T> {
-        let holds = |pending: &Pending<T>| match pending.acks {
-            Acks::All => pending.until <= self.high_watermark,
-            Acks::Leader | Acks::None => pending.until <= self.stored,
-        };
-        // Answers leave in order: a later one never overtakes an earlier one of the same partition.
-        let ready = self.pending.iter().take_while(|pending| holds(pending)).count();
-        self.pending.drain(..ready).map(|pending| pending.ticket).collect()
+        let mut answered = Vec::new();
+        for (queue, reached) in [(&mut self.pending, self.high_watermark), (&mut self.lone, self.stored)] {
+            // Answers leave in order: a later one never overtakes an earlier one of the same stream.
+            let ready = queue.iter().take_while(|pending| pending.until <= reached).count();
+            answered.extend(queue.drain(..ready).map(|pending| pending.ticket));
+        }
+        answered
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const LAG: Duration = Duration::from_secs(3);
-
-    fn at(seconds: u64) -> Duration {
-        Duration::from_secs(seconds)
-    }
-
-    fn isr<'a>(members: &'a [NodeId], min: u32, partition_epoch: u32) -> Isr<'a> {
-        Isr { members, replicas: &[1, 2, 3], partition_epoch, min, live: members.len() }
-    }
-
-    fn leader<T>(members: &[NodeId], min: u32, end: Offset, high_watermark: Offset) -> Leader<T> {
-        let mut leader = Leader::new(1, 0, isr(members, min, 0), (end, end), high_watermark, at(0));
-        for node in [2, 3] {
-            assert!(leader.follower_started((node, 7), node, end, at(0)));
-        }
-        leader
-    }
-
-    #[test]
-    fn acks_all_waits_for_the_slowest_in_sync_replica() {
-        let mut leader = leader(&[1, 2, 3], 2, 0, 0);
-        leader.appended(10, Acks::All, "a");
-        assert!(leader.stored(10).is_empty());
-        assert!(leader.follower_stored(2, 7, 10, at(0)).is_empty());
-        assert!(leader.follower_stored(3, 6, 10, at(0)).is_empty(), "an earlier life of it counts nothing");
-        assert_eq!(leader.follower_stored(3, 7, 10, at(0)), ["a"]);
-        assert_eq!(leader.high_watermark(), 10);
-    }
-
-    #[test]
-    fn below_the_minimum_nothing_is_admitted_or_committed() {
-        let mut leader = leader(&[1, 2], 2, 5, 5);
-        leader.appended(6, Acks::All, ());
-        assert!(leader.stored(6).is_empty());
-        assert!(leader.reconfigure(isr(&[1], 2, 1), at(0)).is_empty());
-        assert_eq!(leader.high_watermark(), 5);
-        assert_eq!(leader.admit(Acks::All, at(0)), Err(NotEnoughReplicas { in_sync: 1, wanted: 2 }));
-        assert_eq!(leader.admit(Acks::Leader, at(0)), Ok(()));
-        assert_eq!(leader.reconfigure(isr(&[1], 1, 2), at(0)).len(), 1);
-    }
-
-    #[test]
-    fn the_isr_does_not_shrink_below_the_minimum_and_one_that_is_down_does_not_count() {
-        let mut leader = leader(&[1, 2], 2, 8, 8);
-        leader.appended(9, Acks::All, 'x');
-        leader.stored(9);
-        assert_eq!(leader.propose(at(99), LAG), None);
-        leader.reconfigure(Isr { live: 1, ..isr(&[1, 2], 2, 0) }, at(99));
-        assert_eq!(leader.admit(Acks::All, at(99)), Err(NotEnoughReplicas { in_sync: 1, wanted: 2 }));
-        assert_eq!(leader.follower_stored(2, 7, 9, at(99)), ['x']);
-        leader.reconfigure(isr(&[1, 2], 2, 0), at(99));
-        leader.follower_gone((2, 7), 2, at(100));
-        assert_eq!(leader.admit(Acks::All, at(102)), Ok(()));
-        assert!(leader.admit(Acks::All, at(104)).is_err(), "it is gone for too long");
-    }
-
-    #[test]
-    fn one_that_is_late_leaves_and_one_that_has_caught_up_joins() {
-        let mut leader = leader(&[1, 2], 1, 8, 8);
-        leader.follower_stored(3, 7, 8, at(0));
-        assert_eq!(leader.propose(at(0), LAG).unwrap().isr, [(1, 0), (2, 0), (3, 7)]);
-        leader.appended(9, Acks::All, 'x');
-        leader.stored(9);
-        assert!(leader.follower_stored(2, 7, 9, at(1)).is_empty(), "the one that is to join counts already");
-        assert_eq!(leader.propose(at(9), LAG), None, "one change at a time");
-        assert!(leader.reconfigure(isr(&[1, 2, 3], 1, 1), at(1)).is_empty());
-        assert_eq!(leader.propose(at(3), LAG), None, "late for less than the limit");
-        assert_eq!(leader.propose(at(5), LAG).unwrap().isr, [(1, 0), (2, 0)]);
-        assert!(leader.stored(9).is_empty(), "the one that is to leave counts still");
-        assert_eq!(leader.reconfigure(isr(&[1, 2], 1, 2), at(5)), ['x']);
-    }
-
-    #[test]
-    fn one_that_lacks_what_earlier_leaders_left_does_not_join() {
-        let mut leader = leader::<()>(&[1, 2], 1, 8, 3);
-        leader.follower_stored(3, 7, 5, at(0));
-        assert!(!leader.is_settled());
-        assert_eq!(leader.propose(at(0), LAG), None, "it has all that is committed, not all that may be");
-        leader.follower_stored(2, 7, 8, at(0));
-        assert!(leader.is_settled());
-        leader.follower_stored(3, 7, 8, at(0));
-        assert!(leader.propose(at(0), LAG).is_some());
-    }
-
-    #[test]
-    fn a_refused_change_frees_the_high_watermark() {
-        let mut leader = leader(&[1], 1, 8, 8);
-        leader.follower_stored(2, 7, 8, at(0));
-        assert_eq!(leader.propose(at(0), LAG).unwrap().isr, [(1, 0), (2, 7)]);
-        leader.appended(9, Acks::All, 'x');
-        assert!(leader.stored(9).is_empty());
-        assert!(leader.proposal_refused(4, at(0)).is_empty(), "not the one under way");
-        assert_eq!(leader.proposal_refused(0, at(0)), ['x']);
-        assert_eq!(leader.propose(at(0), LAG), None, "not at once");
-    }
-
-    #[test]
-    fn a_batch_that_comes_again_is_answered_when_the_first_is_committed() {
-        let mut leader = leader(&[1, 2], 1, 0, 0);
-        leader.appended(5, Acks::All, "first");
-        leader.appended(9, Acks::All, "second");
-        leader.repeated(5, Acks::All, "again");
-        assert!(leader.stored(9).is_empty());
-        assert_eq!(leader.follower_stored(2, 7, 5, at(0)), ["first"]);
-        assert_eq!(leader.follower_stored(2, 7, 9, at(0)), ["second", "again"]);
-    }
-
-    #[test]
-    fn one_replica_commits_what_it_stored_and_abandons_the_rest() {
-        let one = Isr { members: &[7], replicas: &[7], partition_epoch: 0, min: 1, live: 1 };
-        let mut leader = Leader::new(7, 0, one, (0, 0), 0, at(0));
-        leader.appended(1, Acks::All, 1);
-        leader.appended(2, Acks::Leader, 2);
-        assert_eq!(leader.stored(1), [1]);
-        assert_eq!(leader.abandon(), [2]);
-        assert_eq!(leader.high_watermark(), 1);
-    }
-}
+mod tests;

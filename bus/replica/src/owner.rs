@@ -30,7 +30,7 @@ type Done = oneshot::Sender<Result<(), AppendError>>;
 pub(crate) enum Event {
     Append {
         append: Append<Queued>,
-        bytes: usize,
+        permit: OwnedSemaphorePermit,
     },
     Configure(Role, oneshot::Sender<()>),
     ProposalRefused(IsrProposal),
@@ -71,7 +71,6 @@ pub(crate) enum Event {
 pub(crate) struct Queued {
     pub(crate) answer: oneshot::Sender<Result<ProduceAck, AppendError>>,
     pub(crate) lane: Lane,
-    pub(crate) _permit: OwnedSemaphorePermit,
 }
 
 pub(crate) struct Owner {
@@ -163,20 +162,31 @@ impl Owner {
     /// Carries out a group of events; consecutive appends become one write.
     fn take(&mut self, events: &mut Vec<Event>) -> Option<(bool, Done)> {
         let mut appends = Vec::with_capacity(events.len());
+        // The memory of what is written here is the log's from then on: the permits go back.
+        let mut permits = Vec::with_capacity(events.len());
         for event in events.drain(..) {
-            if let Event::Append { append, bytes } = event {
-                if let Err(error) = self.check(&append.ticket.lane) {
-                    self.answers.push((append.ticket, Err(error)));
-                } else {
-                    self.unsynced += bytes;
-                    appends.push(append);
-                }
-                continue;
-            }
-            self.append(std::mem::take(&mut appends));
             match event {
-                Event::Stop { delete, done } => return Some((delete, done)),
-                event => self.carry_out(event),
+                Event::Append { append, permit } => match self.check(&append.ticket.lane) {
+                    Ok(()) => {
+                        self.unsynced += permit.num_permits();
+                        permits.push(permit);
+                        appends.push(append);
+                    }
+                    Err(error) => self.refuse(append.ticket, error),
+                },
+                // A follower has not stored what is not written yet.
+                event @ (Event::FollowerStored { .. } | Event::FollowerGone { .. } | Event::Tick) => {
+                    self.carry_out(event);
+                }
+                Event::Stop { delete, done } => {
+                    self.append(appends);
+                    return Some((delete, done));
+                }
+                event => {
+                    self.append(std::mem::take(&mut appends));
+                    permits.clear();
+                    self.carry_out(event);
+                }
             }
         }
         self.append(appends);
@@ -240,11 +250,22 @@ impl Owner {
         }
         self.active = true;
         let (answers, failed) = self.replica.append(appends, self.runtime.clock.monotonic());
-        self.answers.extend(answers);
+        for (queued, answered) in answers {
+            match answered {
+                Ok(ack) => self.answers.push((queued, Ok(ack))),
+                Err(error) => self.refuse(queued, error),
+            }
+        }
         match failed {
             None | Some(bus_log::Error::Full { .. }) => {}
             Some(error) => self.go_offline(error.to_string()),
         }
+    }
+
+    /// Refuses an append, and with it all that come behind it in its lane, from this very moment on.
+    fn refuse(&mut self, queued: Queued, error: AppendError) {
+        queued.lane.break_off();
+        self.answers.push((queued, Err(error)));
     }
 
     /// Whether an append that came by this lane may be ordered now.

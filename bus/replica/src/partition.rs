@@ -29,7 +29,7 @@ const QUEUE: usize = 1_024;
 pub struct Runtime {
     /// Where owners run. They block on the disk, so this is no runtime that serves a network.
     pub disk: tokio::runtime::Handle,
-    /// A permit for each byte that may be between [`Partition::append`] and its commit.
+    /// A permit for each byte that may be between [`Partition::append`] and the log.
     pub budget: Arc<Semaphore>,
     /// A permit for each byte that came from a leader and is not appended yet. Apart from `budget`, whose bytes wait
     /// for other nodes: those would wait for these, and these for those.
@@ -168,9 +168,9 @@ impl Partition {
         let permit =
             Arc::clone(&self.budget).acquire_many_owned(permits).await.map_err(|_| AppendError::Closed)?;
         let (answer, ticket) = oneshot::channel();
-        let queued = Queued { answer, lane: lane.clone(), _permit: permit };
+        let queued = Queued { answer, lane: lane.clone() };
         let append = Append { batch: AppendBatch::from(batch), acks, ticket: queued };
-        self.events.send(Event::Append { append, bytes }).await.map_err(|_| AppendError::Closed)?;
+        self.events.send(Event::Append { append, permit }).await.map_err(|_| AppendError::Closed)?;
         Ok(Ticket(ticket))
     }
 

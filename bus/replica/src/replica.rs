@@ -234,7 +234,7 @@ impl<T> Replica<T> {
             match outcome {
                 Outcome::Appended(done) => {
                     let ack = ProduceAck { base_offset: done.base_offset, append_time: done.append_time };
-                    leader.appended(done.last_offset + 1, acks, Waiting { ack, ticket });
+                    leader.appended(done.last_offset + 1, acks, Waiting { ack, ticket }, now);
                 }
                 Outcome::Duplicate(done) => {
                     let ack = ProduceAck { base_offset: done.base_offset, append_time: done.append_time };

@@ -109,7 +109,9 @@ async fn push(
         let most = usize::try_from(credit).unwrap_or(usize::MAX).min(limits::FETCH_PUSH_BYTES);
         let read = match read(node, partition, from, most, high_watermark).await {
             Ok(read) => read,
-            Err(error) => return refuse(send, unreadable(node, topic, partition, error)).await,
+            Err(error) => {
+                return refuse(send, node.moved_on(topic.id, partition.number(), error.refusal())).await;
+            }
         };
         let bytes: usize = read.chunks.iter().map(Bytes::len).sum();
         send.write_frame(&FetchPush::Batches { high_watermark }, &read.chunks).await?;
@@ -117,18 +119,6 @@ async fn push(
         from = read.next_offset;
         node.metrics.fetched_bytes.increment(bytes as u64);
     }
-}
-
-/// The refusal of a read that failed. Damage that another replica repairs is a change of leader for the reader.
-fn unreadable(node: &Node, topic: &Topic, partition: &Partition, error: bus_log::Error) -> WireError {
-    let image = node.metadata.image();
-    let state = image.topic_by_id(topic.id).and_then(|topic| topic.partition(partition.number()));
-    let others = state.is_some_and(|state| state.isr.iter().any(|member| *member != node.id));
-    if others && matches!(error, bus_log::Error::Damaged { .. }) {
-        let message = format!("{error}; another replica takes over");
-        return WireError::new(ErrorCode::NotLeader, message);
-    }
-    error.refusal()
 }
 
 /// Reads from memory at once, from the disk on a thread that may wait for it. A replica that proves damaged takes

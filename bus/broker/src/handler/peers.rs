@@ -10,7 +10,7 @@ use bytes::Bytes;
 
 use super::request;
 use crate::ingest::ingest;
-use crate::node::Node;
+use crate::node::{Node, SETTLE};
 use crate::refusal::Refusal as _;
 
 /// Answers a broker. What users may ask it may ask as well; what it forwards is not forwarded again.
@@ -22,7 +22,8 @@ pub(super) async fn answer(
     let response = match request {
         Request::AwaitMetadata { index } => {
             node.await_metadata(index).await?;
-            node.modules.complete().await;
+            // Whoever asks has gone on by then.
+            tokio::time::timeout(SETTLE, node.modules.complete()).await.ok();
             Response::Done
         }
         Request::Append { topic, partition, acks } => append(node, &topic, partition, acks, payload).await?,

@@ -59,7 +59,9 @@ fn open_partition(node: &Node, open: &ProduceOpen) -> Result<(Arc<Topic>, Partit
             format!("topic {} is the cluster's own: it can be read, not written", open.topic),
         ));
     }
-    let (topic, partition) = node.topics.partition(&open.topic, open.partition)?;
+    let topic = node.topics.get(&open.topic)?;
+    let partition = topic.partition(open.partition);
+    let partition = partition.map_err(|refused| node.moved_on(topic.id, open.partition, refused))?;
     let lane = partition.lane().map_err(|error| error.refusal())?;
     Ok((topic, partition, lane))
 }
@@ -119,7 +121,8 @@ async fn write_answers(
             Ok(ticket) => ticket.await.map_err(|error| error.refusal()),
             Err(refused) => Err(refused),
         };
-        let answer = answer.map_err(|refused| topic.with_leader(partition, refused));
+        let answer = answer
+            .map_err(|refused| topic.with_leader(partition, node.moved_on(topic.id, partition, refused)));
         match &answer {
             Ok(_) => {
                 node.metrics.produced_batches.increment(1);

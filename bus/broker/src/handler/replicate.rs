@@ -60,7 +60,12 @@ fn find(node: &Node, peer: NodeId, open: &ReplicateOpen) -> Result<(Arc<Topic>, 
     let topic = image.topic_by_id(open.topic).ok_or_else(|| {
         WireError::new(ErrorCode::UnknownTopic, format!("there is no topic with id {}", open.topic))
     })?;
-    node.topics.partition(&topic.name, open.partition)
+    let (running, partition) = node.topics.partition(&topic.name, open.partition)?;
+    // The one that runs here may still be one of the same name that was deleted.
+    if running.id != open.topic {
+        return Err(WireError::new(ErrorCode::Busy, "the topic is being replaced here: try again"));
+    }
+    Ok((running, partition))
 }
 
 /// Finds where the logs part, and has the follower cut its own there; `false` where it was refused.

@@ -276,9 +276,13 @@ fn a_snapshot_of_what_the_disk_lost_is_not_believed_later() {
     let active = names(&disk.storage, &dir()).into_iter().rfind(|name| name.ends_with(".log")).unwrap();
     let bytes = disk.storage.contents(&dir().join(&active)).unwrap();
     disk.storage.set_contents(&dir().join(&active), bytes[..bytes.len() - 100].to_vec());
+    // Whoever opens it again before anything is appended hears of the loss as well.
+    for _ in 0..2 {
+        let log = disk.open(&small_segments()).unwrap();
+        assert_eq!((log.log_end(), log.recovery().lost_stored), (59, Some(60)));
+    }
     let mut log = disk.open(&small_segments()).unwrap();
-    assert_eq!((log.log_end(), log.recovery().lost_stored), (59, Some(60)));
-    assert_eq!(snapshots(&disk).last(), Some(&59));
+    assert!(snapshots(&disk).last() < Some(&60));
     // Others write there now; the one whose last batch was lost sends it again.
     log.append(numbered(7, 0, 0, 1, 10), 0).unwrap().place().unwrap();
     let again = log.append(numbered(2, 0, 19, 1, 10), 0).unwrap();

@@ -82,7 +82,7 @@ impl Wire {
         if self.wires.is_cut(self.from, node) {
             return std::future::pending().await;
         }
-        let answer = target.receive(request).await;
+        let answer = target.receive(self.from, request).await;
         if self.wires.is_cut(node, self.from) {
             return std::future::pending().await;
         }
