@@ -60,7 +60,7 @@ struct Life {
 enum Running {
     Process(Process),
     #[cfg(feature = "in-process")]
-    InProcess(InProcess),
+    InProcess(Box<InProcess>),
 }
 
 impl Node {
@@ -181,7 +181,7 @@ impl Node {
             self.settings.trust,
             self.settings.config
         );
-        InProcess::start(&settings).map(Running::InProcess)
+        InProcess::start(&settings).map(Box::new).map(Running::InProcess)
     }
 
     #[cfg(not(feature = "in-process"))]
