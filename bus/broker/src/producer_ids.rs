@@ -1,11 +1,17 @@
 //! Producer ids, handed out from blocks that the cluster gives this broker (KIP-730).
 
-use bus_metadata::{Applied, Command};
+use std::time::Duration;
+
+use bus_metadata::{Applied, Command, ProposeError};
 use bus_protocol::{ErrorCode, WireError};
 use tokio::sync::Mutex;
+use tokio::time::Instant;
 
 use crate::node::Node;
 use crate::refusal::Refusal as _;
+
+/// How long a block may take: over the election of another controller.
+const ALLOCATE: Duration = Duration::from_secs(5);
 
 /// The rest of the block that this broker has; what is left of it at a restart is never used.
 #[derive(Default)]
@@ -21,8 +27,7 @@ impl ProducerIds {
         if let Some(id) = rest.next() {
             return Ok(id);
         }
-        let command = Command::AllocateProducerIds { node: node.id, epoch: node.epoch() };
-        match node.metadata.propose(command).await.map_err(|error| error.refusal())? {
+        match allocate(node).await? {
             Applied::ProducerIds { first, count } => {
                 *rest = first..first.saturating_add_unsigned(count);
                 rest.next().ok_or_else(|| WireError::new(ErrorCode::Internal, "a block of no producer ids"))
@@ -30,6 +35,22 @@ impl ProducerIds {
             other => {
                 Err(WireError::new(ErrorCode::Internal, format!("producer ids were answered with {other:?}")))
             }
+        }
+    }
+}
+
+/// Takes a block. Whether one was taken by an attempt whose answer was lost makes no difference: ids are not scarce.
+async fn allocate(node: &Node) -> Result<Applied, WireError> {
+    let deadline = Instant::now() + ALLOCATE;
+    loop {
+        let command = Command::AllocateProducerIds { node: node.id, epoch: node.epoch() };
+        match node.metadata.propose(command).await {
+            Err(ProposeError::TimedOut(_) | ProposeError::NotLeader { .. } | ProposeError::Busy)
+                if Instant::now() < deadline =>
+            {
+                tracing::debug!("a block of producer ids is asked for again");
+            }
+            answered => return answered.map_err(|error| error.refusal()),
         }
     }
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use bus_log::{Log, LogConfig};
 use bus_metadata::MetadataImage;
-use bus_protocol::{ErrorCode, PartitionId, TopicId, TopicPartition, WireError};
+use bus_protocol::{ErrorCode, NodeId, PartitionId, TopicId, TopicPartition, WireError};
 use bus_replica::{Matter, Partition, Report, Role};
 use futures::StreamExt as _;
 
@@ -53,7 +53,8 @@ impl Replicas {
             match now.replica().cloned() {
                 Some(running) if running.offline().is_none() => {
                     served.push(serve_as(running.clone(), &role));
-                    if self.roles.get(&at) != Some(&role) || !self.follows(at, &role) {
+                    let followed = self.to_follow(&role).is_none_or(|leader| self.follows(at, leader, &role));
+                    if self.roles.get(&at) != Some(&role) || !followed {
                         self.leave_other(at, &role).await;
                         tell.push((at, running, role));
                     }
@@ -115,16 +116,19 @@ impl Replicas {
 
     /// Ends the stream to a leader that is not the leader of `role`.
     async fn leave_other(&mut self, at: At, role: &Role) {
-        if !self.follows(at, role) {
+        let same = self.to_follow(role).is_some_and(|leader| self.follows(at, leader, role));
+        if !same {
             self.replication.leave(at).await;
         }
     }
 
-    /// Whether whoever leads by `role` is followed; so is this node where it leads itself, or nobody does.
-    fn follows(&self, at: At, role: &Role) -> bool {
-        role.leader.is_none_or(|leader| {
-            leader == self.node.id || self.replication.follows(at, (leader, role.epoch), self.broker_epoch)
-        })
+    /// Whom this node follows by `role`: nobody where it leads itself.
+    fn to_follow(&self, role: &Role) -> Option<NodeId> {
+        role.leader.filter(|leader| *leader != self.node.id)
+    }
+
+    fn follows(&self, at: At, leader: NodeId, role: &Role) -> bool {
+        self.replication.follows(at, (leader, role.epoch), self.broker_epoch)
     }
 
     async fn tell(&mut self, tell: Vec<(At, Partition, Role)>) {
@@ -142,8 +146,8 @@ impl Replicas {
     }
 
     fn follow(&mut self, at: At, replica: &Partition, role: &Role) {
-        if let Some(leader) = role.leader.filter(|leader| *leader != self.node.id)
-            && !self.follows(at, role)
+        if let Some(leader) = self.to_follow(role)
+            && !self.follows(at, leader, role)
         {
             self.node.hear(at, self.broker_epoch);
             let (leader, partition) = ((leader, role.epoch), replica.clone());

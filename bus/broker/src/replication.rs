@@ -6,10 +6,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bus_protocol::replicate::{FollowerFrame, LeaderFrame, ReplicateOpen};
-use bus_protocol::{Epoch, NodeId, Offset, PartitionId, TopicId, WireError, limits};
+use bus_protocol::{Epoch, NodeId, PartitionId, TopicId, WireError, limits};
 use bus_replica::{FollowError, Following, Partition};
 use bus_transport::{RecvStream, SendStream};
-use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use crate::node::Node;
@@ -140,10 +139,9 @@ impl Follower {
     async fn stream(&self) -> Ended {
         match self.begin().await {
             Ok((following, send, recv)) => {
-                let stored = following.stored();
                 tokio::select! {
                     ended = take(&following, recv) => ended,
-                    ended = tell(stored, send) => ended,
+                    ended = tell(&following, send) => ended,
                     why = following.failed() => Ended::Failed(why),
                 }
             }
@@ -196,14 +194,17 @@ async fn take(following: &Following, mut recv: RecvStream) -> Ended {
 }
 
 /// Tells the leader what is stored, each time that it is more.
-async fn tell(mut stored: watch::Receiver<Offset>, mut send: SendStream) -> Ended {
+async fn tell(following: &Following, mut send: SendStream) -> Ended {
+    let mut told = None;
     loop {
-        let end = *stored.borrow_and_update();
-        if let Err(error) = send.write_frame(&FollowerFrame::Stored { end }, &[]).await {
-            return error.into();
-        }
-        if stored.changed().await.is_err() {
-            return FollowError::Closed.into();
+        match following.stored(told).await {
+            Ok(end) => {
+                if let Err(error) = send.write_frame(&FollowerFrame::Stored { end }, &[]).await {
+                    return error.into();
+                }
+                told = Some(end);
+            }
+            Err(error) => return error.into(),
         }
     }
 }

@@ -5,7 +5,7 @@ use std::sync::{Arc, OnceLock};
 use bus_protocol::replicate::{LeaderFrame, LogEnd};
 use bus_protocol::{Epoch, Offset};
 use bytes::Bytes;
-use tokio::sync::{Notify, watch};
+use tokio::sync::Notify;
 
 use crate::owner::Event;
 use crate::{FollowError, Partition};
@@ -75,8 +75,15 @@ impl Following {
         }
     }
 
-    /// Tells how far this replica has stored.
-    pub fn stored(&self) -> watch::Receiver<Offset> {
-        self.partition.shown.stored.clone()
+    /// How far this replica has stored, once that is another offset than `told`. An error when the replica has taken on
+    /// another role: what it stores from then on is not on the history of this stream's leader, who must not hear of it.
+    pub async fn stored(&self, told: Option<Offset>) -> Result<Offset, FollowError> {
+        let mut stored = self.partition.shown.stored.clone();
+        let news = |(epoch, end): &(Epoch, Offset)| *epoch != self.epoch || Some(*end) != told;
+        match stored.wait_for(news).await.map(|now| *now) {
+            Ok((epoch, end)) if epoch == self.epoch => Ok(end),
+            Ok(_) => Err(FollowError::Stale(self.epoch)),
+            Err(_) => Err(FollowError::Closed),
+        }
     }
 }

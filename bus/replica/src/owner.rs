@@ -79,7 +79,8 @@ pub(crate) struct Owner {
     queue: mpsc::Receiver<Event>,
     committed: watch::Sender<Committed>,
     appended: watch::Sender<Offset>,
-    stored: watch::Sender<Offset>,
+    /// With the leader epoch: what is stored in another role is nothing that this role's leader may count.
+    stored: watch::Sender<(Epoch, Offset)>,
     offline: Arc<OnceLock<String>>,
     waiting: Arc<AtomicBool>,
     runtime: Runtime,
@@ -105,7 +106,7 @@ impl Owner {
         let replica = Replica::new(log, role, known, runtime.clock.monotonic());
         let (committed, committed_shown) = watch::channel(committed(&replica));
         let (appended, appended_shown) = watch::channel(replica.log().log_end());
-        let (stored, stored_shown) = watch::channel(replica.stored());
+        let (stored, stored_shown) = watch::channel((replica.role().epoch, replica.stored()));
         let (offline, waiting) = (Arc::default(), Arc::new(AtomicBool::new(replica.is_waiting())));
         let shown = Shown {
             committed: committed_shown,
@@ -407,7 +408,7 @@ impl Owner {
     /// Shows how far the replica is, then answers: whoever is told "committed" can read it at once.
     fn publish(&mut self) {
         self.show_end();
-        show(&self.stored, self.replica.stored());
+        show(&self.stored, (self.replica.role().epoch, self.replica.stored()));
         show(&self.committed, committed(&self.replica));
         self.waiting.store(self.replica.is_waiting() || self.unreported, Ordering::Relaxed);
         for (Queued { answer, lane, .. }, answered) in self.answers.drain(..) {

@@ -92,7 +92,7 @@ pub struct Partition {
 pub(crate) struct Shown {
     pub(crate) committed: watch::Receiver<Committed>,
     pub(crate) appended: watch::Receiver<Offset>,
-    pub(crate) stored: watch::Receiver<Offset>,
+    pub(crate) stored: watch::Receiver<(Epoch, Offset)>,
     pub(crate) offline: Arc<OnceLock<String>>,
     /// Whether time passing can call for something.
     pub(crate) waiting: Arc<AtomicBool>,

@@ -237,13 +237,29 @@ async fn open_stream(leader: &Partition, follower: &Partition, epoch: Epoch, str
 
 /// Pushes all that the leader has and the follower has not.
 async fn push(leader: &Partition, follower: &Partition, following: &Following) {
-    let from = *following.stored().borrow();
+    let from = following.stored(None).await.unwrap();
     let read = leader.reader().read(from, 1 << 20, i64::MAX).unwrap();
     let frame = LeaderFrame::Batches { high_watermark: leader.high_watermark(), log_start: 0 };
     following.replicate(frame, Bytes::from(read.chunks.concat())).await.unwrap();
     let end = read.next_offset;
-    following.stored().wait_for(|stored| *stored >= end).await.unwrap();
+    let mut stored = from;
+    while stored < end {
+        stored = following.stored(Some(stored)).await.unwrap();
+    }
     assert_eq!(follower.reader().log_end(), end);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_stored_in_a_later_epoch_is_not_told_to_the_leader_of_this_one() {
+    let (one, two) = (Fixture::new(1 << 20), Fixture::new(1 << 20));
+    let leader = one.open(role(1, &[1, 2], &[1, 2], (0, 0), 1));
+    let follower = two.open(role(2, &[1, 2], &[1, 2], (0, 0), 1));
+    let following = open_stream(&leader, &follower, 0, 1).await;
+    assert_eq!(following.stored(None).await.unwrap(), 0);
+    // The follower is elected, and its old leader does not know yet.
+    follower.configure(role(2, &[2, 1], &[2], (1, 1), 1)).await.unwrap();
+    append(&follower, batch(1, b"its own"), Acks::All, &follower.lane().unwrap()).await.await.unwrap();
+    assert!(matches!(following.stored(Some(0)).await, Err(FollowError::Stale(0))));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -67,7 +67,7 @@ pub(crate) fn believe(trust: &Trust, address: &str) -> Result<Believed, Error> {
             let pem = found.ok_or_else(|| Error::Untrusted {
                 address: address.to_owned(),
                 why: format!(
-                    "no broker on this machine left its CA for this address ({} does not exist): pass --ca FILE, \
+                    "no broker on this machine left its CA for this address ({} does not exist): start one there, or pass --ca FILE, \
                      the ca.pem in the broker's data directory",
                     file.display()
                 ),

@@ -14,7 +14,7 @@ use crate::{Client, Error};
 
 /// The head start of each broker that is asked over the next.
 const HEDGE: Duration = Duration::from_millis(200);
-/// How long is waited for brokers that may know better, once one has said that it knows no such topic.
+/// How long is waited for brokers that may know better, once one has refused.
 const DOUBT: Duration = Duration::from_millis(500);
 /// How often it is looked whether the broker that owes an answer can be reached still.
 const CHECK: Duration = Duration::from_secs(1);
@@ -114,7 +114,7 @@ impl Client {
         let mut rest = addresses.into_iter();
         let mut asked = JoinSet::new();
         let mut newest = None;
-        let mut last = None;
+        let mut last: Option<Error> = None;
         loop {
             if let Some(address) = rest.next() {
                 newest = Some(address.clone());
@@ -123,7 +123,8 @@ impl Client {
             }
             let all_are_asked = rest.len() == 0;
             let wait = match &last {
-                Some(error) if all_are_asked && is_doubtful(error) => DOUBT,
+                // One that cannot be reached is not waited for for long, once another has answered.
+                Some(error) if all_are_asked && error.code().is_some() => DOUBT,
                 _ if all_are_asked => Duration::MAX,
                 _ => HEDGE,
             };
