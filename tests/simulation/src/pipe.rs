@@ -11,28 +11,34 @@ pub(crate) struct Pipe<M> {
     under_way: VecDeque<M>,
     last: Time,
     closed: bool,
+    /// The connection is gone: nothing follows on what was kept, but the news of it.
+    torn: bool,
 }
 
 impl<M> Default for Pipe<M> {
     fn default() -> Self {
-        Self { under_way: VecDeque::new(), last: 0, closed: false }
+        Self { under_way: VecDeque::new(), last: 0, closed: false, torn: false }
     }
 }
 
 impl<M> Pipe<M> {
     /// Sends, unless the sender's side is closed; gives when it arrives at the earliest.
     pub(crate) fn send(&mut self, message: M, now: Time, delay: Time) -> Option<Time> {
-        if self.closed {
+        if self.closed || self.torn {
             return None;
         }
+        Some(self.push(message, now, delay))
+    }
+
+    fn push(&mut self, message: M, now: Time, delay: Time) -> Time {
         self.under_way.push_back(message);
         self.last = self.last.max(now + delay);
-        Some(self.last)
+        self.last
     }
 
     /// Sends the last message.
     pub(crate) fn finish(&mut self, message: M, now: Time, delay: Time) -> Option<Time> {
-        let arrives = self.send(message, now, delay);
+        let arrives = (!self.closed).then(|| self.push(message, now, delay));
         self.closed = true;
         arrives
     }
@@ -41,7 +47,7 @@ impl<M> Pipe<M> {
     pub(crate) fn tear(&mut self, random: &mut Random) {
         let kept = random.index(self.under_way.len() + 1);
         self.under_way.truncate(kept);
-        self.closed = false;
+        (self.closed, self.torn) = (false, true);
     }
 
     pub(crate) fn receive(&mut self) -> Option<M> {
