@@ -4,6 +4,7 @@
 
 mod append;
 mod crash;
+mod producer_model;
 mod producers;
 mod reading;
 mod recovery;
