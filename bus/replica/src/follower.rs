@@ -1,7 +1,7 @@
 //! What a follower knows and decides, with no I/O.
 
 use bus_protocol::replicate::LogEnd;
-use bus_protocol::{Epoch, NodeId, Offset};
+use bus_protocol::{Epoch, Offset};
 
 /// A follower's state for one partition in one leader epoch.
 ///
@@ -10,7 +10,6 @@ use bus_protocol::{Epoch, NodeId, Offset};
 #[derive(Debug)]
 pub struct Follower {
     epoch: Epoch,
-    leader: Option<NodeId>,
     on_history: bool,
     /// The highest high watermark that the leader told.
     told: Offset,
@@ -45,19 +44,9 @@ pub enum FollowError {
 }
 
 impl Follower {
-    /// Follows `leader`, or waits for one, in `epoch`.
-    pub fn new(epoch: Epoch, leader: Option<NodeId>) -> Self {
-        Self { epoch, leader, on_history: false, told: 0 }
-    }
-
-    /// The leader epoch.
-    pub fn epoch(&self) -> Epoch {
-        self.epoch
-    }
-
-    /// Whom it follows.
-    pub fn leader(&self) -> Option<NodeId> {
-        self.leader
+    /// Follows whoever leads in `epoch`.
+    pub fn new(epoch: Epoch) -> Self {
+        Self { epoch, on_history: false, told: 0 }
     }
 
     /// That a frame of the stream opened in `epoch` still concerns this follower.

@@ -67,7 +67,7 @@ pub(crate) enum Event {
     },
 }
 
-/// Whom an append's answer goes to, and what it holds until then.
+/// Whom an append's answer goes to, and by which lane it came.
 pub(crate) struct Queued {
     pub(crate) answer: oneshot::Sender<Result<ProduceAck, AppendError>>,
     pub(crate) lane: Lane,
@@ -173,7 +173,7 @@ impl Owner {
                         permits.push(permit);
                         appends.push(append);
                     }
-                    Err(error) => self.refuse(append.ticket, error),
+                    Err(error) => self.answered(vec![(append.ticket, Err(error))]),
                 },
                 // A follower has not stored what is not written yet.
                 event @ (Event::FollowerStored { .. } | Event::FollowerGone { .. } | Event::Tick) => {
@@ -201,14 +201,14 @@ impl Owner {
             Event::Append { .. } | Event::Stop { .. } => unreachable!("taken by whoever calls"),
             Event::Configure(role, done) => {
                 let answers = self.replica.configure(role, now);
-                self.answers.extend(answers);
+                self.answered(answers);
                 // Whoever waits for it looks at what is shown.
                 self.publish();
                 done.send(()).ok();
             }
             Event::ProposalRefused(proposal) => {
                 let answers = self.replica.proposal_refused(&proposal, now);
-                self.answers.extend(answers);
+                self.answered(answers);
             }
             // What time calls for is looked at after every group of events.
             Event::Tick => {}
@@ -219,7 +219,7 @@ impl Owner {
             }
             Event::FollowerStored { follower, epoch, end } => {
                 let answers = self.replica.follower_stored(follower, epoch, end, now);
-                self.answers.extend(answers);
+                self.answered(answers);
             }
             Event::FollowerGone { follower, stream } => self.replica.follower_gone(follower, stream, now),
             Event::Followers(answer) => drop(answer.send(self.replica.followers())),
@@ -251,22 +251,19 @@ impl Owner {
         }
         self.active = true;
         let (answers, failed) = self.replica.append(appends, self.runtime.clock.monotonic());
-        for (queued, answered) in answers {
-            match answered {
-                Ok(ack) => self.answers.push((queued, Ok(ack))),
-                Err(error) => self.refuse(queued, error),
-            }
-        }
+        self.answered(answers);
         match failed {
             None | Some(bus_log::Error::Full { .. }) => {}
             Some(error) => self.go_offline(error.to_string()),
         }
     }
 
-    /// Refuses an append, and with it all that come behind it in its lane, from this very moment on.
-    fn refuse(&mut self, queued: Queued, error: AppendError) {
-        queued.lane.break_off();
-        self.answers.push((queued, Err(error)));
+    /// Keeps answers until what they tell of is shown. With a refused batch all that come behind it in its lane are
+    /// refused, from this very moment on.
+    fn answered(&mut self, answers: Vec<Answer<Queued>>) {
+        let refused = answers.iter().filter(|(_, answered)| answered.is_err());
+        refused.for_each(|(queued, _)| queued.lane.break_off());
+        self.answers.extend(answers);
     }
 
     /// Whether an append that came by this lane may be ordered now.
@@ -360,13 +357,13 @@ impl Owner {
         match synced {
             Ok(_) => {
                 let answers = self.replica.note_stored();
-                self.answers.extend(answers);
+                self.answered(answers);
             }
             Err(error) => self.go_offline(error.to_string()),
         }
     }
 
-    /// Takes nothing any more, and answers all who wait; their batches' permits go back to the others.
+    /// Takes nothing any more, and answers all who wait.
     fn go_offline(&mut self, why: String) {
         if self.offline.set(why.clone()).is_err() {
             return;
@@ -375,7 +372,7 @@ impl Owner {
         self.unsynced = 0;
         self.unreported = true;
         let answers = self.replica.abandon(&AppendError::Offline(why));
-        self.answers.extend(answers);
+        self.answered(answers);
     }
 
     fn is_offline(&self) -> bool {
@@ -397,7 +394,7 @@ impl Owner {
             && !leave(Matter::Isr(proposal.clone()))
         {
             let answers = self.replica.proposal_refused(&proposal, now);
-            self.answers.extend(answers);
+            self.answered(answers);
         }
     }
 
@@ -411,11 +408,7 @@ impl Owner {
         show(&self.stored, (self.replica.role().epoch, self.replica.stored()));
         show(&self.committed, committed(&self.replica));
         self.waiting.store(self.replica.is_waiting() || self.unreported, Ordering::Relaxed);
-        for (Queued { answer, lane, .. }, answered) in self.answers.drain(..) {
-            if answered.is_err() {
-                // With it, all that come behind it.
-                lane.break_off();
-            }
+        for (Queued { answer, .. }, answered) in self.answers.drain(..) {
             // A producer that went away does not want to know.
             drop(answer.send(answered));
         }

@@ -78,7 +78,7 @@ pub struct Replica<T> {
 }
 
 enum State<T> {
-    Leading(Leader<Waiting<T>>),
+    Leading(Box<Leader<Waiting<T>>>),
     Following(Follower),
 }
 
@@ -99,7 +99,7 @@ impl<T> Replica<T> {
     /// so far, it is known to be committed.
     pub fn new(log: Log, role: Role, committed: Offset, now: Duration) -> Self {
         let high_watermark = committed.min(log.stored()).max(log.log_start());
-        let state = State::Following(Follower::new(-1, None));
+        let state = State::Following(Follower::new(-1));
         let mut replica = Self { log, role: role.clone(), state, high_watermark };
         replica.take_role(role, now);
         replica
@@ -181,9 +181,9 @@ impl<T> Replica<T> {
             let ends = (self.stored().max(self.high_watermark), self.log.log_end());
             let leader = Leader::new(role.node, role.epoch, role.isr(), ends, self.high_watermark, now);
             self.high_watermark = leader.high_watermark();
-            State::Leading(leader)
+            State::Leading(Box::new(leader))
         } else {
-            State::Following(Follower::new(role.epoch, role.leader))
+            State::Following(Follower::new(role.epoch))
         };
     }
 
