@@ -120,6 +120,11 @@ impl Node {
         self.heard.lock().unwrap_or_else(PoisonError::into_inner).insert(at, broker_epoch);
     }
 
+    /// A topic is deleted, and nobody counts on its replicas any more.
+    pub(crate) fn unhear(&self, topic: TopicId) {
+        self.heard.lock().unwrap_or_else(PoisonError::into_inner).retain(|(id, _), _| *id != topic);
+    }
+
     /// Whether a leader was told in this very registration what the replica has stored: it may count on that.
     pub(crate) fn was_heard(&self, at: (TopicId, PartitionId)) -> bool {
         let heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);

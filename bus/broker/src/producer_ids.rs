@@ -13,6 +13,9 @@ use crate::refusal::Refusal as _;
 /// How long a block may take: over the election of another controller.
 const ALLOCATE: Duration = Duration::from_secs(5);
 
+/// How long until it is asked for again.
+const AGAIN: Duration = Duration::from_millis(20);
+
 /// The rest of the block that this broker has; what is left of it at a restart is never used.
 #[derive(Default)]
 pub(crate) struct ProducerIds {
@@ -49,6 +52,9 @@ async fn allocate(node: &Node) -> Result<Applied, WireError> {
                 if Instant::now() < deadline =>
             {
                 tracing::debug!("a block of producer ids is asked for again");
+                if node.pause(AGAIN).await.is_err() {
+                    return Err(WireError::new(ErrorCode::ShuttingDown, "the broker is stopping"));
+                }
             }
             answered => return answered.map_err(|error| error.refusal()),
         }

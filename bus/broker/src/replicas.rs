@@ -209,6 +209,7 @@ impl Replicas {
             }
         }
         self.roles.retain(|(id, _), _| *id != topic.id);
+        self.node.unhear(topic.id);
     }
 
     async fn open_all(&self, topic: &Topic, open: Vec<(At, Role)>) -> Vec<(At, Role, Served)> {

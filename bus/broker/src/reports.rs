@@ -41,7 +41,7 @@ pub(crate) async fn run(node: Arc<Node>, mut reports: mpsc::Receiver<Report>) {
             }
         }
         if !lost.is_empty() {
-            say_lost(&node, lost.clone()).await;
+            say_lost(&node, &lost).await;
             begin_anew(&node, &lost).await;
         }
         if !proposals.is_empty() {
@@ -51,8 +51,8 @@ pub(crate) async fn run(node: Arc<Node>, mut reports: mpsc::Receiver<Report>) {
 }
 
 /// Tells metadata that replicas of this node have lost what they stored; again until it is heard, or not true any more.
-pub(crate) async fn say_lost(node: &Arc<Node>, partitions: Vec<(TopicId, PartitionId)>) {
-    let command = Command::ReportLost { node: node.id, epoch: node.epoch(), partitions };
+async fn say_lost(node: &Arc<Node>, lost: &[(TopicId, PartitionId)]) {
+    let command = Command::ReportLost { node: node.id, epoch: node.epoch(), partitions: lost.to_vec() };
     loop {
         match node.metadata.propose(command.clone()).await {
             Ok(_) | Err(ProposeError::Rejected(_) | ProposeError::Stopped(_)) => return,

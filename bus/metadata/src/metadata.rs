@@ -206,11 +206,6 @@ impl Metadata {
         self.leader() == Some(self.node())
     }
 
-    /// Every change of [`Self::leader`].
-    pub fn watch_leader(&self) -> watch::Receiver<Option<NodeId>> {
-        self.core().leader.clone()
-    }
-
     /// This node's id.
     pub fn node(&self) -> NodeId {
         self.core().node()
