@@ -10,33 +10,39 @@ use crate::{Rejected, limits};
 /// Places partitions one after the other, each where the fewest are.
 ///
 /// Each replica goes to the broker with the fewest replicas, of those whose rack holds the fewest of this
-/// partition; the one of them that is the first choice of the fewest partitions stands first, and leads. Ties
-/// go to the lower id. So replicas per broker differ by at most one where they did before, as long as no rack
-/// is smaller than the others.
+/// partition. Of several, the first replica goes to who is the first choice of the fewest partitions, the others
+/// to who is it of the most: who leads little stays free to lead the next. Of those chosen, the one that is the
+/// first choice of the fewest stands first, and leads. Ties go to the lower id.
+///
+/// As long as no rack is smaller than the others, and nothing else was placed, replicas per broker differ by at
+/// most one, and preferred leaders by at most two, whatever topics of whatever replication come in whatever order
+/// (`every_order_of_topics_is_spread_evenly` walks through all states that up to six brokers can be in).
 ///
 /// Applied commands depend on this rule: it can never change, only be joined by another (see [`crate::Command`]).
+#[derive(Clone)]
 pub(crate) struct Placement {
     candidates: Vec<Candidate>,
 }
 
+#[derive(Clone)]
 struct Candidate {
     node: NodeId,
     /// Equal for brokers of one rack; brokers with none share one too.
     rack: usize,
     replicas: u64,
     /// Partitions that it is the preferred leader of.
-    preferred: u64,
+    preferred: i64,
 }
 
 impl Placement {
     /// The brokers that can take replicas, with what they hold now.
     pub(crate) fn of(image: &MetadataImage) -> Self {
-        let mut held: BTreeMap<NodeId, (u64, u64)> = BTreeMap::new();
+        let mut held: BTreeMap<NodeId, (u64, i64)> = BTreeMap::new();
         for partition in image.topics().flat_map(|topic| &topic.partitions) {
             for (place, node) in partition.replicas.iter().enumerate() {
                 let (replicas, preferred) = held.entry(*node).or_default();
                 *replicas += 1;
-                *preferred += u64::from(place == 0);
+                *preferred += i64::from(place == 0);
             }
         }
         let mut racks = BTreeMap::new();
@@ -70,7 +76,8 @@ impl Placement {
                     let candidate = &self.candidates[*index];
                     let in_rack =
                         chosen.iter().filter(|other| self.candidates[**other].rack == candidate.rack).count();
-                    (in_rack, candidate.replicas, candidate.preferred, candidate.node)
+                    let leads = if chosen.is_empty() { candidate.preferred } else { -candidate.preferred };
+                    (in_rack, candidate.replicas, leads, candidate.node)
                 });
             chosen.extend(best);
         }
@@ -78,8 +85,48 @@ impl Placement {
         chosen.sort_by_key(|index| (self.candidates[*index].preferred, self.candidates[*index].node));
         for (place, index) in chosen.iter().enumerate() {
             self.candidates[*index].replicas += 1;
-            self.candidates[*index].preferred += u64::from(place == 0);
+            self.candidates[*index].preferred += i64::from(place == 0);
         }
         Ok(chosen.into_iter().map(|index| self.candidates[index].node).collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    impl Placement {
+        /// Replicas and preferred leaders of each broker, beyond what every broker has: all that decides what comes next.
+        fn state(&self) -> Vec<(u64, i64)> {
+            let replicas = self.candidates.iter().map(|candidate| candidate.replicas).min();
+            let preferred = self.candidates.iter().map(|candidate| candidate.preferred).min();
+            let above = |candidate: &Candidate| {
+                (candidate.replicas - replicas.unwrap_or(0), candidate.preferred - preferred.unwrap_or(0))
+            };
+            self.candidates.iter().map(above).collect()
+        }
+    }
+
+    #[test]
+    fn every_order_of_topics_is_spread_evenly() {
+        for brokers in 1..=6u32 {
+            let broker = |node| Candidate { node, rack: 0, replicas: 0, preferred: 0 };
+            let empty = Placement { candidates: (1..=u64::from(brokers)).map(broker).collect() };
+            let mut seen = BTreeSet::from([empty.state()]);
+            let mut open = vec![empty];
+            while let Some(placement) = open.pop() {
+                for replicas in 1..=brokers {
+                    let mut next = placement.clone();
+                    assert_eq!(next.next(replicas).map(|chosen| chosen.len()), Ok(replicas as usize));
+                    let state = next.state();
+                    assert!(state.iter().all(|(replicas, leads)| *replicas <= 1 && *leads <= 2), "{state:?}");
+                    if seen.insert(state) {
+                        open.push(next);
+                    }
+                }
+            }
+        }
     }
 }

@@ -295,21 +295,4 @@ proptest! {
             prop_assert_eq!(&twin, &image);
         }
     }
-
-    #[test]
-    fn replicas_and_leaders_are_spread_evenly(brokers in 1..7u64, topics in prop::collection::vec((1..20u32, 1..4u32), 1..8)) {
-        let mut image = cluster(brokers);
-        for (number, (partitions, replicas)) in (0..).zip(topics) {
-            let index = image.index() + 1;
-            image.apply(index, create(topic(number), partitions, replicas.min(brokers as u32))).unwrap();
-        }
-        let (mut held, mut led) = (vec![0i64; brokers as usize], vec![0i64; brokers as usize]);
-        for partition in image.topics().flat_map(|topic| &topic.partitions) {
-            partition.replicas.iter().for_each(|node| held[*node as usize - 1] += 1);
-            led[partition.leader.unwrap() as usize - 1] += 1;
-        }
-        let spread = |counts: &[i64]| counts.iter().max().unwrap() - counts.iter().min().unwrap();
-        prop_assert!(spread(&held) <= 1, "{held:?}");
-        prop_assert!(spread(&led) <= 2, "{led:?}");
-    }
 }
