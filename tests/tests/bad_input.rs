@@ -134,9 +134,17 @@ fn a_second_broker_on_the_same_data_or_port() {
         .unwrap();
     let held = TcpListener::bind("127.0.0.1:0").unwrap();
     let held = held.local_addr().unwrap().to_string();
-    start(&["--data", other, "--listen", "127.0.0.1:0", "--http", &held])
+    let known = || fs::read_dir(&trust).unwrap().map(|entry| entry.unwrap().file_name()).collect::<Vec<_>>();
+    let before = known();
+    let joining = ["--join", "127.0.0.1:1,127.0.0.1:2", "--data", other];
+    start(&[&joining[..], &["--listen", "127.0.0.1:0", "--http", &held]].concat())
         .refused(1, &[&held, "--http"])
         .unwrap();
+    assert!(
+        !fs::exists(other).unwrap() && known() == before,
+        "what fails to start leaves nothing: {:?}",
+        known()
+    );
     start(&["--data", data, "--node-id", "0"]).exits(2).unwrap();
     start(&["--data", "/proc/no/such"]).refused(1, &["/proc/no/such"]).unwrap();
     still_serves(&broker);
@@ -178,11 +186,22 @@ fn nobody_at_the_other_end() {
         let all: Vec<_> = arguments.iter().copied().chain(["--server", &address]).collect();
         BusCommand::alone(all).unwrap().env("BUS_TRUST_DIR", folder.path()).run().unwrap()
     };
-    run(&["topic", "list"]).refused(1, &[&address]).unwrap();
+    // That its CA is not known is no matter as long as nobody is there.
+    run(&["topic", "list"]).refused(1, &[&address, "no broker answers"]).unwrap();
     run(&["topic", "list", "--insecure"]).refused(1, &[&address]).unwrap();
     run(&["topic", "list", "--ca", "/no/such.pem"]).refused(1, &["/no/such.pem"]).unwrap();
     run(&["topic", "list", "--ca", "/no/such.pem", "--insecure"]).exits(2).unwrap();
     run(&["bench", "produce"]).refused(1, &[&address]).unwrap();
+}
+
+#[test]
+fn a_throttle_is_in_bytes_and_nobody_means_fifty() {
+    let rebalance = |throttle: &str| {
+        BusCommand::alone(["cluster", "rebalance", "--throttle", throttle]).unwrap().run().unwrap()
+    };
+    for wrong in ["50", "50/s", "50MiB/m", "fast"] {
+        rebalance(wrong).refused(2, &["50MiB"]).unwrap_or_else(|error| panic!("{wrong}: {error}"));
+    }
 }
 
 #[test]

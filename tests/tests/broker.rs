@@ -111,3 +111,19 @@ fn the_demo_holds_and_leaves_nothing_behind() {
     assert!(finished.stderr.contains("The check holds"), "{}", finished.stderr);
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
 }
+
+#[test]
+fn a_throwaway_broker_leaves_nothing_though_interrupted_twice() {
+    let folder = tempfile::tempdir().unwrap();
+    let dev = BusCommand::alone(["dev"]).unwrap().env("TMPDIR", folder.path());
+    let mut dev = dev.env("BUS_TRUST_DIR", folder.path().join("trust")).spawn().unwrap();
+    dev.lines(1).unwrap();
+    let left = || std::fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name());
+    assert_eq!(left().filter(|name| name.to_str().unwrap().starts_with("bus-dev-")).count(), 1);
+    dev.signal("INT").unwrap();
+    // It may be over by now: then the first was enough.
+    let _ = dev.signal("INT");
+    let finished = dev.finish().unwrap();
+    assert!([0, 130].contains(&finished.code), "{}: {}", finished.code, finished.stderr);
+    assert_eq!(left().collect::<Vec<_>>(), ["trust"]);
+}

@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
 
 use std::collections::BTreeSet;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use bus_testkit::{BrokerProcess, Cluster};
 use serde_json::Value;
@@ -21,6 +21,14 @@ fn refused(data: &PathBuf, arguments: &[&str]) -> String {
     let error = format!("{:#}", started.expect_err("it was let in"));
     assert!(error.contains("error: ") && !error.contains("panicked"), "{error}");
     error
+}
+
+/// What lies in a folder, sorted.
+fn names(folder: &Path) -> Vec<String> {
+    let entries = std::fs::read_dir(folder).unwrap();
+    let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
 }
 
 fn status(cluster: &Cluster) -> Vec<Value> {
@@ -109,6 +117,8 @@ async fn a_node_id_that_is_taken_is_refused() {
     let error = refused(&data, &["--node-id", "2", "--join", &join, "--config", &config]);
     assert!(error.contains("node id 2 is taken"), "{error}");
     assert!(error.contains(&cluster.node(2).unwrap().address()), "by whom? {error}");
+    assert_eq!(names(&data), ["tls"], "only what it was given stays");
+    assert_eq!(names(&data.join("tls")), ["ca.key", "ca.pem"]);
     cluster.wait_all_in_sync().await.unwrap();
 }
 
@@ -119,6 +129,7 @@ async fn a_stranger_with_another_ca_is_refused() {
     let data = cluster.scratch().join("stranger");
     let error = refused(&data, &["--node-id", "4", "--join", &join, "--config", &config]);
     assert!(error.contains("CA"), "{error}");
+    assert!(!data.exists(), "a start that fails leaves nothing behind");
     assert_eq!(cluster.cluster_info(1).await.unwrap().brokers.len(), 3);
 }
 
@@ -134,6 +145,7 @@ async fn a_data_directory_of_another_cluster_is_refused() {
     assert!(error.contains("cluster"), "{error}");
     let ours = cluster.cluster_info(1).await.unwrap();
     assert!(error.contains(&ours.cluster_id), "which cluster? {error}");
+    assert!(names(&data).contains(&"clean".to_owned()), "it stands as its last stop left it");
     assert_eq!(ours.brokers.len(), 3);
 }
 
@@ -147,4 +159,5 @@ async fn joining_nobody_says_so() {
     for address in cluster.addresses() {
         assert!(error.contains(&address), "{address} is not named: {error}");
     }
+    assert!(!data.exists());
 }

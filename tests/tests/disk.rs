@@ -2,47 +2,18 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stderr, reason = "tests")]
 
-use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::Duration;
 
-use bus_testkit::BrokerProcess;
-
-/// A file system of its own, in memory; gone when it is dropped.
-struct Disk(PathBuf);
-
-impl Disk {
-    /// `None`, and why on stderr, where this user may mount nothing.
-    fn mount(folder: &Path, size: &str) -> Option<Self> {
-        std::fs::create_dir_all(folder).unwrap();
-        let mut mount = Command::new("mount");
-        mount.args(["-t", "tmpfs", "-o", &format!("size={size}"), "bus-test"]).arg(folder);
-        match mount.output() {
-            Ok(output) if output.status.success() => Some(Self(folder.to_owned())),
-            Ok(output) => {
-                eprintln!("skipped: cannot mount a small disk: {}", String::from_utf8_lossy(&output.stderr));
-                None
-            }
-            Err(error) => {
-                eprintln!("skipped: cannot run mount: {error}");
-                None
-            }
-        }
-    }
-}
-
-impl Drop for Disk {
-    fn drop(&mut self) {
-        // Lazily: the broker on it may be ending still.
-        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
-    }
-}
+use bus_testkit::{BrokerProcess, SmallDisk};
 
 #[test]
 fn a_full_disk_refuses_and_loses_nothing() {
     let folder = tempfile::tempdir().unwrap();
-    let Some(disk) = Disk::mount(&folder.path().join("disk"), "64m") else { return };
-    let mut broker = BrokerProcess::builder().data(disk.0.join("data")).start().unwrap();
+    let disk = match SmallDisk::mount(&folder.path().join("disk"), 64 << 20) {
+        Ok(disk) => disk,
+        Err(error) => return eprintln!("skipped: {error}"),
+    };
+    let mut broker = BrokerProcess::builder().data(disk.folder().join("data")).start().unwrap();
     let run = |broker: &BrokerProcess, arguments: &[&str]| {
         let finished = broker.bus(arguments).run().unwrap();
         // What it printed would be megabytes.
@@ -74,7 +45,7 @@ fn a_full_disk_refuses_and_loses_nothing() {
     check(&broker);
 
     // Room again: the same broker goes on, without a restart.
-    resize(&disk.0, "128m");
+    disk.resize(128 << 20).unwrap();
     let produce = broker.bus(["produce", "small", "--timeout", "20s"]).deadline(Duration::from_secs(60));
     produce.stdin("more\n").run().unwrap().success().unwrap();
     let produce = broker.bus(["produce", "big", "--timeout", "20s"]).deadline(Duration::from_secs(60));
@@ -85,10 +56,4 @@ fn a_full_disk_refuses_and_loses_nothing() {
     let read = run(&broker, &["consume", "big", "-n", &acknowledged.to_string()]).lines();
     assert!(read[..] == lines[..acknowledged], "a restart lost what was acknowledged");
     drop(broker);
-}
-
-fn resize(folder: &Path, size: &str) {
-    let status =
-        Command::new("mount").args(["-o", &format!("remount,size={size}")]).arg(folder).status().unwrap();
-    assert!(status.success());
 }

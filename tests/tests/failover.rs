@@ -7,6 +7,7 @@ use std::time::Duration;
 use bus_client::{Client, From, Record};
 use bus_protocol::NodeId;
 use bus_testkit::{Cluster, History, Load, LoadResult, LoadUnderWay, Outcome, Peer, components};
+use tokio::time::Instant;
 
 const MINUTE: Duration = Duration::from_secs(60);
 const TWO_IN_SYNC: &[(&str, &str)] = &[("min.insync.replicas", "2")];
@@ -67,6 +68,32 @@ async fn a_leader_that_stops_hands_over_first() {
     assert!(gap < Duration::from_secs(2), "{gap:?}");
     cluster.start_node(leader).await.unwrap();
     all_is_well(&cluster, load).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn idle_nodes_stop_at_once() {
+    let cluster = Cluster::builder().processes().start().await.unwrap();
+    cluster.create_topic("t", 6, 3, TWO_IN_SYNC).await.unwrap();
+    // Whoever controls the cluster hands that over as well.
+    for _ in 0..2 {
+        let controller = cluster.controller().await.unwrap();
+        let began = Instant::now();
+        cluster.stop(controller).await.unwrap();
+        eprintln!("the controller stopped in {:?} (aim: 500 ms)", began.elapsed());
+        assert!(began.elapsed() < Duration::from_millis(1_500), "{:?}", began.elapsed());
+        cluster.start_node(controller).await.unwrap();
+        cluster.wait_all_in_sync().await.unwrap();
+    }
+    let began = Instant::now();
+    cluster.stop_all().await.unwrap();
+    eprintln!("all stopped in {:?} (aim: 1.5 s)", began.elapsed());
+    assert!(began.elapsed() < Duration::from_secs(3), "{:?}", began.elapsed());
+    for node in cluster.nodes() {
+        let said = cluster.node(node).unwrap().stderr();
+        assert!(!said.contains("handed over"), "{said}");
+    }
+    cluster.start_all().await.unwrap();
+    cluster.wait_all_in_sync().await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -151,6 +151,16 @@ async fn status_shows_who_is_gone() {
         Ok(true)
     });
     fenced.await.unwrap();
+    // Nothing is moved to where it would wait.
+    let refused = cluster.bus(["cluster", "reassign", "t", "--replicas", "3"]).finished().await.unwrap();
+    refused.refused(1, &["broker 3 is down"]).unwrap();
+    let left = cluster.bus(["cluster", "rebalance"]).finished().await.unwrap().success().unwrap();
+    assert!(left.stderr.contains("left as they are: 3 partitions"), "{}", left.stderr);
+    run(&cluster, &["cluster", "drain", "3"]).await;
+    assert!(run(&cluster, &["cluster", "status"]).await.concat().contains("fenced, drained"));
+    let rows = status(&cluster).await;
+    assert!(rows.iter().any(|row| row["state"] == "fenced" && row["drained"] == true), "{rows:?}");
+    run(&cluster, &["cluster", "add-back", "3"]).await;
     cluster.start_node(3).await.unwrap();
     cluster.wait_all_in_sync().await.unwrap();
     let rows = status(&cluster).await;
@@ -169,4 +179,89 @@ async fn replicas_are_spread_over_racks() {
         let east = state.replicas.iter().filter(|node| **node <= 2).count();
         assert_eq!(east, 1, "{state:?}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_move_says_how_far_it_is_and_whom_it_waits_for() {
+    let cluster = Cluster::builder().processes().start().await.unwrap();
+    cluster.create_topic("t", 1, 3, &[]).await.unwrap();
+    run(&cluster, &["cluster", "reassign", "t", "--replicas", "1,2"]).await;
+    let lines: String = (0..40_000).map(|number| format!("{number:0100}\n")).collect();
+    cluster.bus(["produce", "t"]).stdin(lines).finished().await.unwrap().success().unwrap();
+    let move_it = ["cluster", "reassign", "t", "--replicas", "2,3", "--throttle", "1KiB/s"];
+    let moving = cluster.bus(move_it).spawn().unwrap();
+    cluster
+        .wait_until("the move shows, with its throttle", MINUTE, async || {
+            let status = cluster.bus(["cluster", "status"]).finished().await?.success()?;
+            Ok(status.stderr.contains("1 moving (each broker sends 1 KiB/s at most)"))
+        })
+        .await
+        .unwrap();
+    assert!(status(&cluster).await.iter().all(|row| row["throttle"] == 1024));
+    cluster.kill(3).await.unwrap();
+    cluster.wait_for_fenced(3).await.unwrap();
+    // It leaves what is under way alone; the throttle is lifted all the same.
+    let rebalance = ["cluster", "rebalance", "--throttle", "0", "--no-wait"];
+    let left = cluster.bus(rebalance).finished().await.unwrap().success().unwrap();
+    assert!(left.stderr.contains("left as they are: 1 partitions, being reassigned"), "{}", left.stderr);
+    cluster.start_node(3).await.unwrap();
+    let moved = tokio::task::spawn_blocking(|| moving.finish()).await.unwrap().unwrap().success().unwrap();
+    let down = format!("waits for node 3 at {}, which is down", cluster.node(3).unwrap().address());
+    assert!(moved.stderr.contains(&down), "{}", moved.stderr);
+    assert!(moved.stderr.contains("t on nodes 2,3: 1 partition has moved"), "{}", moved.stderr);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_majority_that_is_gone_is_said_and_a_node_that_lost_its_disk_says_what_it_waits_for() {
+    let settings = "[metadata]\npropose_timeout_ms = 1000\n";
+    let cluster = Cluster::builder().processes().config(settings).start().await.unwrap();
+    cluster.create_topic("t", 1, 3, &[]).await.unwrap();
+    // All vote, so that one of them alone is none.
+    cluster
+        .wait_until("all three vote", MINUTE, async || {
+            Ok(cluster.cluster_info(1).await?.brokers.iter().all(|broker| broker.voter))
+        })
+        .await
+        .unwrap();
+    assert!(status(&cluster).await.iter().all(|row| row["quorum"] == true));
+    let left = cluster.controller().await.unwrap();
+    let dead: Vec<_> = cluster.nodes().into_iter().filter(|node| *node != left).collect();
+    for node in &dead {
+        cluster.kill(*node).await.unwrap();
+    }
+    let alone = cluster.node(left).unwrap().address();
+    let ask = || cluster.bus(["cluster", "status", "-o", "json", "--server", &alone]).finished();
+    cluster
+        .wait_until("it is said that the majority is gone", MINUTE, async || {
+            let finished = ask().await?.success()?;
+            let rows: Vec<Value> =
+                finished.lines().iter().map(|line| serde_json::from_str(line)).collect::<Result<_, _>>()?;
+            ensure!(rows.iter().all(|row| row["quorum"] == false && row["controller"] == false), "{rows:?}");
+            for node in &dead {
+                let address = cluster.node(*node)?.address();
+                ensure!(finished.stderr.contains(&format!("{node} at {address}")), "{}", finished.stderr);
+            }
+            Ok(finished.stderr.starts_with("no majority: "))
+        })
+        .await
+        .unwrap();
+    // The controller takes the change, and cannot know what comes of it.
+    let unknown = cluster.bus(["topic", "create", "u", "--server", &alone]).finished().await.unwrap();
+    unknown.refused(1, &["whether it was made is not known", "bus topic describe"]).unwrap();
+
+    cluster.wipe(dead[0]).await.unwrap();
+    let starting = cluster.start_node(dead[0]);
+    tokio::pin!(starting);
+    let waiting = cluster.wait_until("it says what it waits for", MINUTE, async || {
+        let said = cluster.node(dead[0])?.stderr();
+        ensure!(said.contains("this node waits for cluster") && said.contains("to take it in"), "{said}");
+        Ok(said.contains("most of its voters do not answer") && said.contains(&alone))
+    });
+    tokio::select! {
+        waited = waiting => waited.unwrap(),
+        started = &mut starting => panic!("it has no majority to join: {started:?}"),
+    }
+    cluster.start_node(dead[1]).await.unwrap();
+    starting.await.unwrap();
+    cluster.wait_all_in_sync().await.unwrap();
 }

@@ -160,7 +160,10 @@ fn imports_flow_one_way() {
                 "bus-transport",
             ],
         ),
-        ("bus/cli", &["bus-broker", "bus-client", "bus-function", "bus-protocol", "bus-transport"]),
+        (
+            "bus/cli",
+            &["bus-broker", "bus-client", "bus-function", "bus-log", "bus-protocol", "bus-transport"],
+        ),
         ("sdk/client", &["bus-protocol", "bus-transport"]),
         ("sdk/guest", &["bus-guest-macros"]),
         ("sdk/guest/macros", &[]),

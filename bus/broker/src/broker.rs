@@ -9,9 +9,10 @@ use std::time::Duration;
 
 use bus_function::FunctionHost;
 use bus_log::storage::DiskStorage;
-use bus_metadata::{Metadata, controller};
+use bus_metadata::{EnterError, Metadata, controller};
 use bus_protocol::{Clock, SystemClock, limits};
-use bus_transport::{Close, Endpoint, Identity, TrustStore};
+use bus_transport::{Close, Endpoint, Identity, Listener, TrustStore};
+use futures::StreamExt as _;
 use tokio::sync::{Notify, Semaphore, mpsc, watch};
 use tokio::task::JoinHandle;
 
@@ -27,6 +28,8 @@ use crate::peers::Peers;
 use crate::producer_ids::ProducerIds;
 use crate::reconciler::Reconciler;
 use crate::throttle::Throttle;
+use crate::topics::Topic;
+use crate::traces::Traces;
 use crate::watermarks::Watermarks;
 use crate::{authority, http, modules, reports, server};
 
@@ -36,6 +39,8 @@ const DISK_THREADS: usize = 4;
 const DISK_WAITERS: usize = 64;
 /// Open files that a node asks the operating system for.
 const OPEN_FILES: u64 = 1 << 20;
+/// Replicas that are closed at once: each waits for the disk.
+const CLOSED_AT_ONCE: usize = 16;
 /// How long a stopping broker waits for what is under way.
 const STOP_WITHIN: Duration = Duration::from_secs(10);
 
@@ -102,22 +107,38 @@ fn io(what: &'static str) -> impl FnOnce(std::io::Error) -> StartError {
 }
 
 impl Broker {
-    /// Starts a node. When it returns, clients are served, and every partition is open or known to be offline.
+    /// Starts a node. When it returns, clients are served, and every partition is open or known to be offline. Where it
+    /// fails before the node belongs to a cluster, all is as it was.
     pub async fn start(options: Options) -> Result<Self, StartError> {
         options.validate().map_err(StartError::Options)?;
         let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
         let data = DataDir::open(&options.data, options.node_id, uuid::Uuid::new_v4)?;
+        let mut traces = data.traces();
+        let started = Self::start_in(data, options, clock, &mut traces).await;
+        if started.is_err() {
+            traces.remove();
+        }
+        started
+    }
+
+    async fn start_in(
+        data: DataDir,
+        options: Options,
+        clock: Arc<dyn Clock>,
+        traces: &mut Traces,
+    ) -> Result<Self, StartError> {
         // Refused limits are the operator's choice; opening files will say so where it matters.
         if let Err(error) = rlimit::increase_nofile_limit(OPEN_FILES) {
             tracing::warn!(%error, "the limit on open files could not be raised");
         }
-        let listened = listen(&options, &data)?;
+        let listener = Listener::bind(options.listen, &options.transport)?;
         let http = match options.http {
             Some(wanted) => {
                 Some(http::bind(wanted).await.map_err(|error| StartError::Http { address: wanted, error })?)
             }
             None => None,
         };
+        let listened = listen(listener, &options, &data, traces)?;
         let disk = DiskThreads::start()?;
         let peers = Peers::new(listened.endpoint.clone());
         let metadata = Metadata::start(
@@ -134,7 +155,10 @@ impl Broker {
         let node = Arc::new(build((options, address), data, clock, (metadata, peers), runtime)?);
         // From here on a start that fails ends what it has started.
         let mut broker = Self { node, endpoint, http: None, tasks: Vec::new(), _disk: disk };
-        broker.enter(reported).await?;
+        if let Err(error) = broker.enter(reported).await {
+            broker.abandon(&error, traces).await;
+            return Err(error);
+        }
         authority::publish(&store, broker.address(), &identity).unwrap_or_else(|error| {
             tracing::warn!(%error, "the CA could not be left for this user's clients: pass them --ca");
         });
@@ -165,6 +189,24 @@ impl Broker {
         Ok(())
     }
 
+    /// Ends a start that has failed, so that nothing of it uses the data folder any more.
+    async fn abandon(self, error: &StartError, traces: &mut Traces) {
+        if self.node.metadata.cluster_id().is_some() {
+            traces.keep();
+        }
+        if self.node.epoch() != 0 {
+            traces.keep_unmarked();
+        }
+        // Whoever else answered has the same CA.
+        if !matches!(
+            error,
+            StartError::Enter(EnterError::NobodyAnswers { .. } | EnterError::Distrusted { .. })
+        ) {
+            traces.keep_authority();
+        }
+        self.node.metadata.shutdown().await;
+    }
+
     fn spawn<F: Future<Output = ()> + Send + 'static>(&mut self, task: impl FnOnce(Arc<Node>) -> F) {
         self.tasks.push(tokio::spawn(task(Arc::clone(&self.node))));
     }
@@ -177,6 +219,12 @@ impl Broker {
     /// Where metrics are served.
     pub fn http_address(&self) -> Option<SocketAddr> {
         self.http
+    }
+
+    /// Resolves, with why, when the broker cannot go on: its metadata is not stored any more, as the disk is full or
+    /// fails. It is to be [shut down](Self::shutdown) then; the others of its cluster take over.
+    pub async fn failed(&self) -> String {
+        self.node.metadata.failed().await
     }
 
     /// Stops: no new streams, functions commit their place, partitions sync and close. What was acknowledged is on
@@ -192,15 +240,7 @@ impl Broker {
                 tracing::warn!("a task of the broker did not end in time");
             }
         }
-        let mut clean = true;
-        for topic in self.node.topics.all().values() {
-            for partition in topic.replicas() {
-                if let Err(error) = partition.close().await {
-                    clean = false;
-                    tracing::warn!(topic = %topic.name, partition = partition.number(), %error, "not closed cleanly");
-                }
-            }
-        }
+        let clean = self.close_replicas().await;
         if let Err(error) = self.node.watermarks.save(&self.node.topics) {
             tracing::warn!(%error, "what is committed was not written down");
         }
@@ -210,6 +250,26 @@ impl Broker {
         if clean && let Err(error) = self.node.data.mark_clean() {
             tracing::warn!(%error, "the clean stop could not be marked");
         }
+    }
+}
+
+impl Broker {
+    /// Closes all replicas; whether all of them closed cleanly.
+    async fn close_replicas(&self) -> bool {
+        let topics = self.node.topics.all();
+        let of = |topic: &Arc<Topic>| {
+            let topic = Arc::clone(topic);
+            topic.replicas().into_iter().map(move |replica| (Arc::clone(&topic), replica))
+        };
+        let replicas: Vec<_> = topics.values().flat_map(of).collect();
+        let closed = futures::stream::iter(replicas).map(|(topic, replica)| async move {
+            let closed = replica.close().await;
+            closed.inspect_err(|error| {
+                tracing::warn!(topic = %topic.name, partition = replica.number(), %error, "not closed cleanly");
+            })
+        });
+        let closed: Vec<_> = closed.buffer_unordered(CLOSED_AT_ONCE).collect().await;
+        closed.iter().all(Result::is_ok)
     }
 }
 
@@ -257,14 +317,19 @@ struct Listened {
     store: TrustStore,
 }
 
-fn listen(options: &Options, data: &DataDir) -> Result<Listened, StartError> {
+fn listen(
+    listener: Listener,
+    options: &Options,
+    data: &DataDir,
+    traces: &mut Traces,
+) -> Result<Listened, StartError> {
     let host = |address: &str| address.rsplit_once(':').map_or(address, |(host, _)| host).to_owned();
     let mut hosts = vec![options.listen.ip().to_string()];
     hosts.extend(options.advertise.as_deref().map(host));
     let store = options.trust.clone().map_or_else(TrustStore::user, TrustStore::at);
-    let identity = authority::identity(&store, &data.tls(), options.node_id, &hosts, &options.join)?;
+    let identity = authority::identity(&store, &data.tls(), options.node_id, &hosts, &options.join, traces)?;
     let identity = Arc::new(identity);
-    let endpoint = Endpoint::server(options.listen, Arc::clone(&identity), &options.transport)?;
+    let endpoint = Endpoint::serve(listener, Arc::clone(&identity), &options.transport)?;
     let bound = endpoint.local_addr()?;
     let address = options.advertise.clone().unwrap_or_else(|| bound.to_string());
     Ok(Listened { endpoint, address, identity, store })
@@ -311,7 +376,11 @@ fn build(
         broker_epoch: AtomicU64::new(0),
         topics: crate::topics::Topics::default(),
         runtime,
-        logs: bus_log::Env::new(Arc::new(DiskStorage), Arc::clone(&clock), options.log.clone()),
+        logs: bus_log::Env::new(
+            Arc::new(DiskStorage::new(options.log.direct_io)),
+            Arc::clone(&clock),
+            options.log.clone(),
+        ),
         clock,
         data,
         reconciled: watch::Sender::new(0),

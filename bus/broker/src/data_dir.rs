@@ -22,12 +22,15 @@ use bus_protocol::{NodeId, PartitionId, TopicId, TopicName};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use crate::traces::Traces;
+
 /// A data folder, locked for as long as the value lives.
 #[derive(Debug)]
 pub(crate) struct DataDir {
     root: PathBuf,
     node: NodeFile,
     was_clean: bool,
+    traces: Traces,
     /// Dropped with the value: the operating system then lets the next process in.
     _lock: File,
 }
@@ -78,20 +81,20 @@ pub enum DataDirError {
 }
 
 impl DataDir {
-    /// Opens `root` for `node_id`, and makes it where it is missing; `new_id` draws identities.
+    /// Opens `root` for `node_id`, and makes it where it is missing; `new_id` draws identities. Where it fails all is as
+    /// it was.
     pub(crate) fn open(
         root: &Path,
         node_id: NodeId,
-        mut new_id: impl FnMut() -> Uuid,
+        new_id: impl FnMut() -> Uuid,
     ) -> Result<Self, DataDirError> {
-        let io = |path: &Path| {
-            let path = path.to_owned();
-            move |error| DataDirError::Io { path, error }
-        };
+        let mut traces = Traces::default();
+        traces.around(root);
         fs::create_dir_all(root).map_err(io(root))?;
         // Relative paths would follow a later change of the working directory.
         let root = root.canonicalize().map_err(io(root))?;
         let lock_path = root.join("lock");
+        let is_new = !lock_path.exists();
         let lock = File::options()
             .create(true)
             .truncate(false)
@@ -103,6 +106,29 @@ impl DataDir {
             Err(TryLockError::WouldBlock) => return Err(DataDirError::InUse { path: root }),
             Err(TryLockError::Error(error)) => return Err(DataDirError::Io { path: lock_path, error }),
         }
+        // From here on nobody else makes anything in it.
+        let tls = root.join("tls");
+        let inside = ["ca.key", "ca.pem", "node.key", "node.pem"].map(|name| tls.join(name));
+        traces.note(if tls.exists() { inside.to_vec() } else { vec![tls] });
+        traces.note(["topics", "blobs", "metadata", "compiled", "node.json"].map(|name| root.join(name)));
+        if is_new {
+            traces.made(lock_path);
+        }
+        let filled = Self::fill(&root, node_id, new_id);
+        let (node, first) = filled.inspect_err(|_| traces.clone().remove())?;
+        let was_clean = take_mark(&root).map_err(io(&root))?;
+        if was_clean {
+            traces.took(root.join("clean"));
+        }
+        Ok(Self { root, node, was_clean: first || was_clean, traces, _lock: lock })
+    }
+
+    /// Whose folder it is, and whether it was nobody's before.
+    fn fill(
+        root: &Path,
+        node_id: NodeId,
+        mut new_id: impl FnMut() -> Uuid,
+    ) -> Result<(NodeFile, bool), DataDirError> {
         let path = root.join("node.json");
         let mut first = false;
         let node = match fs::read(&path) {
@@ -121,14 +147,22 @@ impl DataDir {
             Err(error) => return Err(DataDirError::Io { path, error }),
         };
         if node.node_id != node_id {
-            return Err(DataDirError::OtherNode { path: root, theirs: node.node_id, ours: node_id });
+            return Err(DataDirError::OtherNode {
+                path: root.to_owned(),
+                theirs: node.node_id,
+                ours: node_id,
+            });
         }
         for folder in ["topics", "blobs", "metadata", "compiled", "tls"] {
             let folder = root.join(folder);
             fs::create_dir_all(&folder).map_err(io(&folder))?;
         }
-        let was_clean = first || take_mark(&root).map_err(io(&root))?;
-        Ok(Self { root, node, was_clean, _lock: lock })
+        Ok((node, first))
+    }
+
+    /// What a start takes away again that fails.
+    pub(crate) fn traces(&self) -> Traces {
+        self.traces.clone()
     }
 
     /// Notes which cluster the node belongs to, where it has joined another than it would have formed.
@@ -193,6 +227,11 @@ impl DataDir {
     }
 }
 
+fn io(path: &Path) -> impl FnOnce(io::Error) -> DataDirError {
+    let path = path.to_owned();
+    move |error| DataDirError::Io { path, error }
+}
+
 /// The folder of a topic's partitions below `topics/`. `@` cannot stand in a name, so no two topics share one.
 pub(crate) fn topic_folder(topic: &TopicName, id: TopicId) -> String {
     format!("{topic}@{id}")
@@ -248,7 +287,37 @@ mod tests {
         assert_eq!(second.cluster_id(), cluster);
         drop(second);
         assert!(!DataDir::open(&root, 1, &mut draw).unwrap().was_clean(), "it was not closed cleanly");
+        // A start that fails marks it clean again only if it was.
+        assert!(!root.join("clean").exists());
+        let clean = DataDir::open(&root, 1, &mut draw).unwrap();
+        clean.mark_clean().unwrap();
+        drop(clean);
+        DataDir::open(&root, 1, &mut draw).unwrap().traces().remove();
+        assert!(DataDir::open(&root, 1, &mut draw).unwrap().was_clean());
         fs::write(root.join("node.json"), "{").unwrap();
         assert!(matches!(DataDir::open(&root, 1, &mut draw), Err(DataDirError::Damaged { .. })));
+    }
+
+    #[test]
+    fn a_start_that_fails_leaves_what_was_there_and_nothing_more() {
+        let temp = tempfile::tempdir().unwrap();
+        let folder = temp.path().join("a/b");
+        let start = |given: Option<&str>| {
+            if let Some(given) = given {
+                fs::create_dir_all(folder.join("tls")).unwrap();
+                fs::write(folder.join("tls").join(given), "given").unwrap();
+            }
+            let data = DataDir::open(&folder, 1, Uuid::new_v4).unwrap();
+            fs::write(data.tls().join("node.pem"), "made").unwrap();
+            fs::write(data.metadata().join("log"), "made").unwrap();
+            data.traces().remove();
+        };
+        start(None);
+        assert!(!temp.path().join("a").exists());
+        start(Some("ca.pem"));
+        let left = |folder: &Path| {
+            fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name()).collect::<Vec<_>>()
+        };
+        assert_eq!((left(&folder), left(&folder.join("tls"))), (vec!["tls".into()], vec!["ca.pem".into()]));
     }
 }

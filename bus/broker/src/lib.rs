@@ -5,7 +5,7 @@
 //!     │                  handler/fetch   ◀──────────────────────────────── log reader, high watermark
 //!     │                  handler/request ▶ metadata: propose ▶ image
 //!     │                                                          │ watch
-//!     └─ connection                            reconciler: start and stop until what runs is what it says
+//!     └─ connection ◀ door                     reconciler: start and stop until what runs is what it says
 //!                                                │            │
 //!                                             topics       functions ▶ processors ▶ ingest, groups
 //! ```
@@ -18,6 +18,8 @@ mod authority;
 mod blobs;
 mod broker;
 mod data_dir;
+mod door;
+mod feed;
 mod functions;
 mod groups;
 mod handler;
@@ -37,6 +39,7 @@ mod reports;
 mod server;
 mod throttle;
 mod topics;
+mod traces;
 mod watermarks;
 
 pub use broker::{Broker, StartError};

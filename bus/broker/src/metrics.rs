@@ -18,6 +18,7 @@ pub(crate) struct Metrics {
     pub(crate) produce_seconds: Histogram,
     pub(crate) fetched_bytes: Counter,
     pub(crate) replicated_bytes: Counter,
+    pub(crate) replicated_pushes: Counter,
     pub(crate) requests: Counter,
     pub(crate) connections: Gauge,
 }
@@ -43,6 +44,7 @@ impl Metrics {
                 .register_histogram(&Key::from_static_name("bus_produce_seconds"), &METADATA),
             fetched_bytes: counter("bus_fetched_bytes_total"),
             replicated_bytes: counter("bus_replicated_bytes_total"),
+            replicated_pushes: counter("bus_replicated_pushes_total"),
             requests: counter("bus_requests_total"),
             connections: recorder.register_gauge(&Key::from_static_name("bus_connections"), &METADATA),
             recorder,

@@ -136,15 +136,22 @@ impl Node {
         self.broker_epoch.load(Ordering::Acquire)
     }
 
-    /// The refusal of whoever met this node's failed storage: where another replica is in sync, that takes over, and to
-    /// a client it is a change of leader.
+    /// The refusal of whoever met this node's failed or full storage: where others go on without it, one of them takes
+    /// over, and to a client it is a change of leader.
     pub(crate) fn moved_on(&self, topic: TopicId, number: PartitionId, refused: WireError) -> WireError {
-        if refused.code != ErrorCode::StorageFailed {
-            return refused;
-        }
         let image = self.metadata.image();
         let partition = image.topic_by_id(topic).and_then(|topic| topic.partition(number));
-        if partition.is_some_and(|partition| partition.isr.iter().any(|member| *member != self.id)) {
+        let goes_on = match refused.code {
+            ErrorCode::StorageFailed => {
+                partition.is_some_and(|partition| partition.isr.iter().any(|member| *member != self.id))
+            }
+            ErrorCode::StorageFull => {
+                let led_by_another = partition.is_some_and(|partition| !partition.isr.contains(&self.id));
+                led_by_another || image.can_spare(self.id, topic, number)
+            }
+            _ => false,
+        };
+        if goes_on {
             let message = format!("{}; another replica takes over", refused.message);
             return WireError::new(ErrorCode::NotLeader, message);
         }
@@ -158,6 +165,12 @@ impl Node {
         broker.map(|broker| broker.address.clone()).ok_or_else(|| {
             WireError::new(ErrorCode::NotLeader, format!("node {node} is not up: another takes over"))
         })
+    }
+
+    /// What a topic is called, for logs: its identity where the image does not hold it (any more).
+    pub(crate) fn called(&self, topic: TopicId) -> String {
+        let image = self.metadata.image();
+        image.topic_by_id(topic).map_or_else(|| topic.to_string(), |topic| topic.name.to_string())
     }
 
     /// Lets time pass; an error when the broker begins to stop.

@@ -3,11 +3,13 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use bus_protocol::NodeId;
+use bus_protocol::{NodeId, limits};
 use serde::{Deserialize, Serialize};
 
 /// The most addresses that a broker tries to join a cluster over.
 const JOIN_ADDRESSES: usize = 64;
+/// The most connections that a broker may be told to serve.
+const MAX_CONNECTIONS: usize = 1 << 20;
 
 /// Settings of one broker. All have defaults that work: a single node with its data in `./bus-data`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -31,6 +33,8 @@ pub struct Options {
     pub replica_lag_time_max_ms: u64,
     /// Where `/metrics`, `/healthz` and `/readyz` are served, over TCP; nowhere if `None`. Port 0 takes a free one.
     pub http: Option<SocketAddr>,
+    /// Connections of clients that are served at once; brokers have places of their own.
+    pub max_connections: usize,
     /// How often retention looks for old segments, in seconds.
     pub retention_check_seconds: u64,
     /// Bytes of batches that may be on their way to the logs at once, over all partitions.
@@ -63,6 +67,7 @@ impl Default for Options {
             rack: None,
             replica_lag_time_max_ms: 3_000,
             http: Some(SocketAddr::from(([127, 0, 0, 1], 9441))),
+            max_connections: limits::CLIENT_CONNECTIONS,
             retention_check_seconds: 30,
             produce_memory_bytes: 64 << 20,
             replication_memory_bytes: 64 << 20,
@@ -91,11 +96,14 @@ impl Options {
         if self.retention_check_seconds == 0 {
             return Err("retention_check_seconds must be at least 1".into());
         }
+        if self.max_connections == 0 || self.max_connections > MAX_CONNECTIONS {
+            return Err(format!("max_connections must be 1 to {MAX_CONNECTIONS}"));
+        }
         for (name, bytes) in [
             ("produce_memory_bytes", self.produce_memory_bytes),
             ("replication_memory_bytes", self.replication_memory_bytes),
         ] {
-            let least = bus_protocol::limits::MAX_MESSAGE_BYTES;
+            let least = limits::MAX_MESSAGE_BYTES;
             if bytes < least || u32::try_from(bytes).is_err() {
                 return Err(format!("{name} must be {least}, the largest batch, to 4 GiB"));
             }

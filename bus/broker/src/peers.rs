@@ -4,7 +4,7 @@
 //! never waits behind a megabyte. Each is made when it is first needed, and made anew when it proves dead.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -36,6 +36,8 @@ struct Way {
     /// Held while connecting: those who wait want the same connection.
     connection: tokio::sync::Mutex<Option<(String, Connection)>>,
     unanswered: AtomicU32,
+    /// Whether it was said that the broker takes no more streams.
+    full: AtomicBool,
 }
 
 impl Peers {
@@ -71,7 +73,17 @@ impl Peers {
                 }
             }
         };
-        let (send, recv) = connection.open(kind).await?;
+        let opened = connection.open(kind).await;
+        let full = matches!(opened, Err(bus_transport::Error::NoStream(_)));
+        if way.full.swap(full, Ordering::Relaxed) != full && full {
+            let limit = limits::STREAMS_PER_BROKER;
+            tracing::warn!(
+                node,
+                limit,
+                "a broker takes no more streams: more partitions that it leads are not followed until others leave it"
+            );
+        }
+        let (send, recv) = opened?;
         Ok((way, send, recv))
     }
 

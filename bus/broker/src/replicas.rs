@@ -298,7 +298,12 @@ impl Replicas {
     fn report_lost(&self, (topic, partition): At, why: &str) {
         let report = Report { topic, partition, matter: Matter::Lost(why.to_owned()) };
         if self.node.runtime.reports.try_send(report).is_err() {
-            tracing::warn!(%topic, partition, "no room for the report of a lost replica: it waits for the next change");
+            let topic = self.node.called(topic);
+            tracing::warn!(
+                topic,
+                partition,
+                "no room for the report of a lost replica: it waits for the next change"
+            );
         }
     }
 }

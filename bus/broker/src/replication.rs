@@ -120,8 +120,8 @@ impl Follower {
         loop {
             let began = tokio::time::Instant::now();
             let ended = self.stream().await;
-            let (topic, partition) = self.at;
-            tracing::debug!(%topic, partition, leader = self.leader, epoch = self.epoch, error = %ended, "replication stream ended");
+            let (topic, partition) = (self.node.called(self.at.0), self.at.1);
+            tracing::debug!(topic, partition, leader = self.leader, epoch = self.epoch, error = %ended, "replication stream ended");
             if matches!(ended, Ended::Follow(FollowError::Stale(_) | FollowError::Closed)) {
                 return;
             }

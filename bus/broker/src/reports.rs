@@ -1,7 +1,8 @@
-//! What replicas have to say to metadata: changes of their ISR, and storage that is lost.
+//! What replicas have to say to metadata: changes of their ISR, storage that is lost, and disks that are full.
 //!
 //! Gathered, and sent as one command for many partitions: when a broker goes, all that it followed says so at once.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -30,19 +31,28 @@ pub(crate) async fn run(node: Arc<Node>, mut reports: mpsc::Receiver<Report>) {
             count = reports.recv_many(&mut gathered, limits::PARTITIONS_PER_COMMAND) => if count == 0 { return },
             () = &mut stopping => return,
         }
-        let (mut proposals, mut lost) = (Vec::new(), Vec::new());
+        let (mut proposals, mut lost, mut full) = (Vec::new(), Vec::new(), BTreeSet::new());
         for Report { topic, partition, matter } in gathered.drain(..) {
             match matter {
                 Matter::Isr(proposal) => proposals.push((topic, partition, proposal)),
                 Matter::Lost(why) => {
-                    tracing::warn!(%topic, partition, why, "a replica has lost what it stored");
+                    tracing::warn!(
+                        topic = node.called(topic),
+                        partition,
+                        why,
+                        "a replica has lost what it stored"
+                    );
                     lost.push((topic, partition));
                 }
+                Matter::Full => drop(full.insert((topic, partition))),
             }
         }
         if !lost.is_empty() {
             say_lost(&node, &lost).await;
             begin_anew(&node, &lost).await;
+        }
+        if !full.is_empty() {
+            say_full(&node, full).await;
         }
         if !proposals.is_empty() {
             propose(&node, proposals).await;
@@ -61,6 +71,21 @@ async fn say_lost(node: &Arc<Node>, lost: &[(TopicId, PartitionId)]) {
         if node.pause(AGAIN).await.is_err() {
             return;
         }
+    }
+}
+
+/// Has others go on without replicas of this node that have no room, where they can. It is not said again where that
+/// fails: the next batch that finds no room does.
+async fn say_full(node: &Node, mut full: BTreeSet<(TopicId, PartitionId)>) {
+    let image = node.metadata.image();
+    full.retain(|(topic, partition)| image.can_spare(node.id, *topic, *partition));
+    if full.is_empty() {
+        return;
+    }
+    let partitions = full.into_iter().collect();
+    let command = Command::ReportFull { node: node.id, epoch: node.epoch(), partitions };
+    if let Err(error) = node.metadata.propose(command).await {
+        tracing::debug!(%error, "replicas without room stay in the ISR for now");
     }
 }
 
@@ -115,7 +140,7 @@ async fn propose(node: &Arc<Node>, proposals: Vec<Proposal>) {
             Ok(Applied::Partitions(results)) => {
                 let refused = proposals.into_iter().zip(results).filter_map(|(proposal, result)| {
                     let error = result.err()?;
-                    tracing::debug!(topic = %proposal.0, partition = proposal.1, %error, "ISR change refused");
+                    tracing::debug!(topic = node.called(proposal.0), partition = proposal.1, %error, "ISR change refused");
                     Some(proposal)
                 });
                 return refuse(node, refused.collect()).await;

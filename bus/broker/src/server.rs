@@ -1,38 +1,28 @@
-//! Accepts connections and streams, and gives each stream to the handler of its kind.
+//! Serves who was let in: each stream goes to the handler of its kind.
 
 use std::sync::Arc;
 
 use bus_protocol::{ErrorCode, NodeId, StreamKind, WireError, limits};
-use bus_transport::{Connection, Endpoint, Opening, RecvStream};
+use bus_transport::{Endpoint, Opening, RecvStream};
 use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::task::JoinSet;
 
+use crate::door::{Door, Guest, Places, Stream};
 use crate::handler;
 use crate::node::Node;
 
 /// Serves until the broker stops; then no stream is served any more.
 pub(crate) async fn serve(endpoint: Endpoint, node: Arc<Node>) {
-    let places = Arc::new(Semaphore::new(limits::CONNECTIONS));
+    let places = Places::new(node.options.max_connections, node.options.transport.streams);
+    let mut door = Door::new(endpoint, places);
     let mut connections = JoinSet::new();
     let stopping = node.stopping();
     tokio::pin!(stopping);
     loop {
         tokio::select! {
-            incoming = endpoint.accept() => {
-                let Some(incoming) = incoming else { break };
-                let Ok(place) = Arc::clone(&places).try_acquire_owned() else {
-                    tracing::warn!(limit = limits::CONNECTIONS, "connection refused: too many");
-                    incoming.refuse();
-                    continue;
-                };
-                let node = Arc::clone(&node);
-                connections.spawn(async move {
-                    match incoming.accept().await {
-                        Ok(connection) => serve_connection(connection, node).await,
-                        Err(error) => tracing::debug!(%error, "handshake failed"),
-                    }
-                    drop(place);
-                });
+            guest = door.next() => {
+                let Some(guest) = guest else { break };
+                connections.spawn(serve_connection(guest, Arc::clone(&node)));
             }
             Some(_) = connections.join_next(), if !connections.is_empty() => {}
             () = &mut stopping => break,
@@ -40,19 +30,23 @@ pub(crate) async fn serve(endpoint: Endpoint, node: Arc<Node>) {
     }
 }
 
-async fn serve_connection(connection: Connection, node: Arc<Node>) {
+async fn serve_connection(mut guest: Guest, node: Arc<Node>) {
     node.metrics.connections.increment(1.0);
-    let peer = connection.peer_node();
+    let peer = guest.peer_node();
     // What this connection sends half takes memory: of this, and no more.
     let room = Arc::new(Semaphore::new(limits::CONNECTION_FRAME_BYTES));
     // Streams end with their connection.
     let mut streams = JoinSet::new();
     loop {
         tokio::select! {
-            stream = connection.accept() => match stream {
-                Ok(opening) => {
+            stream = guest.stream(streams.len()) => match stream {
+                Ok(Stream { opening, place }) => {
                     let (node, room) = (Arc::clone(&node), Arc::clone(&room));
                     streams.spawn(async move {
+                        let _place = match place {
+                            Ok(place) => place,
+                            Err(full) => return opening.refuse(full).await,
+                        };
                         if let Err(error) = serve_stream(opening, peer, &room, &node).await {
                             tracing::debug!(%error, "stream ended");
                         }

@@ -11,6 +11,7 @@ use futures::future::try_join_all;
 
 use crate::failure::usage;
 use crate::interrupt::Interrupt;
+use crate::scratch::Scratch;
 use crate::waiting::Waiting;
 use crate::{output, ports, start};
 
@@ -24,7 +25,9 @@ const ADDRESSES: &str = "addresses.json";
   bus dev --nodes 3            # a cluster: bus topic create orders --replicas 3
   bus dev --data ./dev-data    # kept
 
-The first node listens on 127.0.0.1:9440 if that is free, where the other verbs find it without a flag.")]
+The first node listens on 127.0.0.1:9440 if that is free, where the other verbs find it without a flag. `bus cluster status` shows
+the cluster: of three nodes all are VOTERs, of which most must run; EPOCH is raised at a broker's start; UNDER-REPLICATED and OFFLINE
+count the partitions that it holds and is not in sync with, and those that nobody leads.")]
 pub(crate) struct Dev {
     /// How many brokers
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=9))]
@@ -34,26 +37,22 @@ pub(crate) struct Dev {
     data: Option<PathBuf>,
 }
 
-pub(crate) async fn run(args: Dev, interrupt: Interrupt, waiting: Waiting) -> anyhow::Result<()> {
-    let (data, temporary) = match args.data {
-        Some(data) => (data, None),
-        None => {
-            let folder = tempfile::Builder::new().prefix("bus-dev-").tempdir();
-            let folder = folder.context("cannot make a temporary folder: set TMPDIR, or use --data")?;
-            (folder.path().to_owned(), Some(folder))
-        }
+pub(crate) async fn run(
+    args: Dev,
+    interrupt: Interrupt,
+    waiting: Waiting,
+    scratch: &Scratch,
+) -> anyhow::Result<()> {
+    let (data, note) = match args.data {
+        Some(data) => (data, ""),
+        None => (scratch.folder("bus-dev-")?, " (deleted at the end)"),
     };
-    let note = if temporary.is_some() { " (deleted at the end)" } else { "" };
     let addresses = addresses(&data, args.nodes as usize)?;
     if let [address] = addresses[..] {
-        start::serve(options(1, data, address, Vec::new()), note, false, &interrupt, waiting).await?;
+        start::serve(options(1, data, address, Vec::new()), note, false, &interrupt, waiting).await
     } else {
-        serve(&data, &addresses, note, &interrupt).await?;
+        serve(&data, &addresses, note, &interrupt).await
     }
-    if let Some(folder) = temporary {
-        folder.close().context("cannot delete the temporary data folder")?;
-    }
-    Ok(())
 }
 
 fn options(node_id: u64, data: PathBuf, listen: SocketAddr, join: Vec<String>) -> Options {

@@ -24,6 +24,7 @@ mod pairs;
 mod ports;
 mod produce;
 mod rfc3339;
+mod scratch;
 mod start;
 mod topic;
 mod units;
@@ -39,6 +40,7 @@ use tracing_subscriber::{EnvFilter, fmt};
 
 use crate::args::{Cli, Verb};
 use crate::interrupt::Interrupt;
+use crate::scratch::Scratch;
 use crate::waiting::Waiting;
 
 fn main() -> ExitCode {
@@ -75,9 +77,11 @@ fn run(cli: Cli, waiting: Waiting) -> anyhow::Result<()> {
     };
     let (done, verb) = tokio::sync::oneshot::channel();
     let handle = runtime.handle().clone();
+    let scratch = Scratch::default();
+    let folders = scratch.clone();
     std::thread::Builder::new().name("verb".into()).spawn(move || {
         // The receiver is gone only where the process is on its way out.
-        let _ = done.send(handle.block_on(verb_of(cli, interrupt, waiting)));
+        let _ = done.send(handle.block_on(verb_of(cli, interrupt, waiting, folders)));
     })?;
     let result = runtime.block_on(async {
         tokio::select! {
@@ -87,18 +91,19 @@ fn run(cli: Cli, waiting: Waiting) -> anyhow::Result<()> {
     });
     // Not dropped: that would wait for a thread which may sit in a read of a terminal.
     runtime.shutdown_background();
-    result
+    let cleared = scratch.clear();
+    result.and(cleared)
 }
 
-async fn verb_of(cli: Cli, interrupt: Interrupt, waiting: Waiting) -> anyhow::Result<()> {
+async fn verb_of(cli: Cli, interrupt: Interrupt, waiting: Waiting, scratch: Scratch) -> anyhow::Result<()> {
     let global = &cli.global;
     match cli.verb {
         Verb::Start(args) => Box::pin(start::run(args, interrupt, waiting)).await,
-        Verb::Dev(args) => Box::pin(dev::run(args, interrupt, waiting)).await,
+        Verb::Dev(args) => Box::pin(dev::run(args, interrupt, waiting, &scratch)).await,
         Verb::Produce(args) => Box::pin(produce::run(global, args, interrupt)).await,
         Verb::Consume(args) => Box::pin(consume::run(global, args, interrupt)).await,
         Verb::Bench(args) => Box::pin(bench::run(global, args, interrupt)).await,
-        Verb::Demo(args) => Box::pin(demo::run(args, interrupt)).await,
+        Verb::Demo(args) => Box::pin(demo::run(args, interrupt, &scratch)).await,
         Verb::Topic(verb) => Box::pin(interrupt.or(topic::run(global, verb))).await,
         Verb::Function(verb) => Box::pin(interrupt.or(function::run(global, verb))).await,
         Verb::Cluster(verb) => Box::pin(cluster::run(global, verb, interrupt)).await,

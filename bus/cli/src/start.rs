@@ -174,12 +174,18 @@ pub(crate) async fn serve(
     if let Err(error) = output::line(&ready) {
         tracing::debug!(%error, "stdout is closed");
     }
-    tokio::select! {
-        () = interrupt.wait() => {}
-        () = stdin_closed(), if until_stdin_closes => {}
-    }
+    let failed = tokio::select! {
+        () = interrupt.wait() => None,
+        () = stdin_closed(), if until_stdin_closes => None,
+        why = broker.failed() => Some(why),
+    };
     broker.shutdown().await;
-    Ok(())
+    match failed {
+        None => Ok(()),
+        Some(why) => anyhow::bail!(
+            "node {node} has stopped, as its metadata cannot be stored any more: {why}: see to the disk of {data} (is it full?), and start it again"
+        ),
+    }
 }
 
 fn shown(data: &Path) -> String {

@@ -20,6 +20,22 @@ pub(crate) fn size(text: &str) -> Result<u64, String> {
     number.checked_mul(factor).ok_or_else(|| "a size is under 16 EiB".into())
 }
 
+/// Bytes a second that a bare number may stand for: one below is rather a number of MiB.
+const LEAST_BARE_RATE: u64 = 1 << 20;
+
+/// Bytes a second: a [`size`], with `/s` behind it or not; 0 for no limit.
+pub(crate) fn rate(text: &str) -> Result<u64, String> {
+    let amount = text.strip_suffix("/s").unwrap_or(text).trim_end();
+    let rate =
+        size(amount).map_err(|_| "a rate is a whole number with KiB, MiB or GiB, as in 50MiB or 50MiB/s")?;
+    if amount.parse::<u64>().is_ok() && (1..LEAST_BARE_RATE).contains(&rate) {
+        return Err(format!(
+            "{amount} is {amount} bytes a second: write {amount}MiB, or {amount}B if it is meant so"
+        ));
+    }
+    Ok(rate)
+}
+
 /// A duration: `500ms`, `1s`, `2m`, `1h`; a bare number is seconds.
 pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     let (number, unit) = split(text);
@@ -54,6 +70,21 @@ pub(crate) fn show_size(bytes: u64) -> String {
         amount /= 1024.0;
     }
     format!("{amount:.1} TiB")
+}
+
+/// Bytes a second for people: `50 MiB/s`.
+pub(crate) fn show_rate(rate: u64) -> String {
+    format!("{}/s", show_size(rate))
+}
+
+/// A time for people, in its largest whole unit: `12 s`, `3 m`.
+pub(crate) fn show_duration(duration: Duration) -> String {
+    match duration.as_secs() {
+        0 => format!("{} ms", duration.as_millis()),
+        seconds @ 1..120 => format!("{seconds} s"),
+        seconds @ 120..7_200 => format!("{} m", seconds / 60),
+        seconds => format!("{} h", seconds / 3_600),
+    }
 }
 
 /// Whole numbers for people: `27,004`.
@@ -91,6 +122,16 @@ mod tests {
     }
 
     #[test]
+    fn rates() {
+        for (text, bytes) in [("0", 0), ("50MiB", 50 << 20), ("50MiB/s", 50 << 20), ("5 MB /s", 5_000_000)] {
+            assert_eq!(rate(text), Ok(bytes), "{text}");
+        }
+        assert_eq!((rate("50B"), rate("2000000")), (Ok(50), Ok(2_000_000)));
+        assert!(rate("50").unwrap_err().contains("write 50MiB"));
+        assert!(rate("50/s").is_err() && rate("50MiB/m").is_err() && rate("").is_err());
+    }
+
+    #[test]
     fn durations() {
         assert_eq!(duration("1s"), Ok(Duration::from_secs(1)));
         assert_eq!(duration("250ms"), Ok(Duration::from_millis(250)));
@@ -105,6 +146,8 @@ mod tests {
         assert_eq!(show_size(0), "0 B");
         assert_eq!(show_size(64 << 20), "64 MiB");
         assert_eq!(show_size(1536), "1.5 KiB");
+        let times = [740, 12_400, 119_000, 180_000, 7_200_000].map(Duration::from_millis).map(show_duration);
+        assert_eq!(times, ["740 ms", "12 s", "119 s", "3 m", "2 h"]);
         assert_eq!(show_count(27_004), "27,004");
         assert_eq!(show_count(1_000_000), "1,000,000");
         assert_eq!(show_count(7), "7");

@@ -42,6 +42,7 @@ mod recovery;
 mod replay;
 mod retention;
 mod rewrite;
+mod room;
 mod scan;
 mod segment;
 mod shared;

@@ -27,6 +27,9 @@ pub struct Options {
     /// How long a producer that does not write is remembered, in milliseconds. It is forgotten when a segment is closed
     /// or retention runs, after that.
     pub producer_expiry_ms: u64,
+    /// Whether large reads and writes go past the page cache, where the file system takes that (`O_DIRECT`). It
+    /// saves a copy and a fresh page for each 4 KiB; without it, several readers of the same old data share the cache.
+    pub direct_io: bool,
 }
 
 impl Default for Options {
@@ -38,6 +41,7 @@ impl Default for Options {
             checkpoint_bytes: 64 << 20,
             producers_per_partition: 10_000,
             producer_expiry_ms: 24 * 60 * 60 * 1000,
+            direct_io: true,
         }
     }
 }

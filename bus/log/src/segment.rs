@@ -272,7 +272,7 @@ impl Segment {
             let (found, next_wanted) = self.pick(&bytes, (position, due), from, max_bytes, below, size)?;
             match found {
                 Picked::Some { start, end, next_offset } => {
-                    let read = Bytes::from(bytes).slice(start..end);
+                    let read = bytes.slice(start..end);
                     // A few bytes must not hold a large buffer.
                     let read = if read.len() < length / 4 { Bytes::copy_from_slice(&read) } else { read };
                     return Ok(Some((read, next_offset)));
@@ -285,13 +285,12 @@ impl Segment {
         Err(Error::damaged(&self.log, size, due, format!("the segment ends before offset {from}")))
     }
 
-    fn read_bytes(&self, storage: &dyn Storage, position: u64, length: usize) -> Result<Vec<u8>, Error> {
-        let mut bytes = vec![0; length];
+    fn read_bytes(&self, storage: &dyn Storage, position: u64, length: usize) -> Result<Bytes, Error> {
         let file = self.file(storage)?;
-        let read = file.read_at(&mut bytes, position).map_err(|error| Error::io("read", &self.log, error))?;
-        if read < length {
-            let why = format!("the file ends {} bytes early", length - read);
-            return Err(Error::damaged(&self.log, position + read as u64, self.base, why));
+        let bytes = file.read(position, length).map_err(|error| Error::io("read", &self.log, error))?;
+        if bytes.len() < length {
+            let why = format!("the file ends {} bytes early", length - bytes.len());
+            return Err(Error::damaged(&self.log, position + bytes.len() as u64, self.base, why));
         }
         Ok(bytes)
     }

@@ -7,27 +7,42 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use bus_protocol::{NodeId, PartitionId, TopicId};
 
-use crate::MetadataImage;
+use crate::{MetadataImage, Partition};
 
-/// The replicas that partitions should have so that all is even: those partitions that should have others than they
-/// have (or are on their way to), each with its replicas, the preferred leader first. Empty when all is even.
+/// What [`balance`] would have.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Balance {
+    /// Those partitions that should have other replicas than they have, each with its replicas, the preferred leader
+    /// first. Empty when all is even.
+    pub changes: Vec<(TopicId, PartitionId, Vec<NodeId>)>,
+    /// Partitions that are left as they are, since they are being reassigned.
+    pub under_way: usize,
+    /// Partitions that are left as they are, since a move would wait for a silent broker.
+    pub silent: usize,
+}
+
+/// The replicas that partitions should have so that all is even.
 ///
-/// - Only brokers that are up and not drained get replicas. Drained ones give up theirs, as far as there is somebody
-///   to take them; silent ones keep what they have, since they may be back soon.
+/// - Only brokers that are up and not drained get replicas. Drained ones give up theirs, up or not, as far as there is
+///   somebody to take them; silent ones keep what they have, since they may be back soon.
+/// - A partition that is being reassigned goes where it was told to. One with a replica on a broker that is silent and not
+///   drained, or with nobody in sync that is up, stays as it is: a move would wait. Both count for how even it is.
 /// - A partition's replicas are spread over racks as far as there are racks, and that comes before evenness.
 /// - Otherwise the brokers' numbers of replicas differ by one at the most, and so do the numbers of partitions that
-///   they are the preferred leader of, where the replicas allow that.
+///   they are the preferred leader of, where the replicas, and the partitions that stay, allow that.
 /// - As few replicas move as that takes. Carried out, it leaves nothing to do.
 ///
 /// A pure function of the image; carried out by [`Command::Reassign`](crate::Command), at most
 /// [`limits::PARTITIONS_PER_COMMAND`](crate::limits::PARTITIONS_PER_COMMAND) partitions a command.
-pub fn balance(image: &MetadataImage) -> Vec<(TopicId, PartitionId, Vec<NodeId>)> {
+pub fn balance(image: &MetadataImage) -> Balance {
     let mut plan = Plan::of(image);
     plan.leave_drained();
     plan.spread_over_racks();
     plan.even_replicas();
     plan.even_leaders();
-    plan.changes(image)
+    let count = |stays| plan.partitions.iter().filter(|planned| planned.stays == Some(stays)).count();
+    let (under_way, silent) = (count(Stays::UnderWay), count(Stays::Silent));
+    Balance { changes: plan.changes(image), under_way, silent }
 }
 
 struct Plan {
@@ -52,6 +67,25 @@ struct Planned {
     topic: TopicId,
     number: PartitionId,
     replicas: Vec<NodeId>,
+    /// Why nothing is changed, if so.
+    stays: Option<Stays>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Stays {
+    UnderWay,
+    Silent,
+}
+
+impl Stays {
+    fn of(image: &MetadataImage, partition: &Partition) -> Option<Self> {
+        let silent = |node: &NodeId| !image.is_available(*node) && !image.is_drained(*node);
+        if partition.target.is_some() {
+            return Some(Self::UnderWay);
+        }
+        let nobody_to_copy = !partition.isr.iter().any(|member| image.is_available(*member));
+        (nobody_to_copy || partition.replicas.iter().any(silent)).then_some(Self::Silent)
+    }
 }
 
 impl Planned {
@@ -88,7 +122,8 @@ impl Plan {
                 for place in replicas.iter().filter_map(|node| places.get(node)) {
                     brokers[*place].holds.push(partitions.len());
                 }
-                partitions.push(Planned { topic: topic.id, number, replicas });
+                let stays = Stays::of(image, partition);
+                partitions.push(Planned { topic: topic.id, number, replicas, stays });
             }
         }
         let drained = image.brokers().filter(|broker| broker.drained).map(|broker| broker.node).collect();
@@ -102,6 +137,12 @@ impl Plan {
             .filter(|(planned, before)| planned.replicas != before.wanted())
             .map(|(planned, _)| (planned.topic, planned.number, planned.replicas))
             .collect()
+    }
+
+    /// The partitions that may be changed.
+    fn movable(&self) -> impl Iterator<Item = usize> + use<> {
+        let movable = self.partitions.iter().enumerate().filter(|(_, planned)| planned.stays.is_none());
+        movable.map(|(partition, _)| partition).collect::<Vec<_>>().into_iter()
     }
 
     /// Puts a replica of a partition elsewhere.
@@ -131,7 +172,7 @@ impl Plan {
     }
 
     fn leave_drained(&mut self) {
-        for partition in 0..self.partitions.len() {
+        for partition in self.movable() {
             for from in self.partitions[partition].replicas.clone() {
                 if self.drained.contains(&from)
                     && let Some((_, to)) = self.successor(partition, from)
@@ -143,7 +184,7 @@ impl Plan {
     }
 
     fn spread_over_racks(&mut self) {
-        for partition in 0..self.partitions.len() {
+        for partition in self.movable() {
             // Each step leaves fewer pairs in one rack, so this ends.
             loop {
                 let held = self.partitions[partition].replicas.iter().copied();
@@ -179,7 +220,8 @@ impl Plan {
                 }
                 let fits = |partition: &usize| {
                     let planned = &self.partitions[*partition];
-                    !planned.replicas.contains(&into.node)
+                    planned.stays.is_none()
+                        && !planned.replicas.contains(&into.node)
                         && planned.crowding(&self.racks, from.node, into.node) <= 0
                 };
                 let follows = |partition: &usize| self.first(*partition) != Some(from.node);
@@ -201,9 +243,10 @@ impl Plan {
     fn even_leaders(&mut self) {
         let mut leads = vec![Vec::new(); self.brokers.len()];
         for partition in 0..self.partitions.len() {
-            let replicas = &mut self.partitions[partition].replicas;
+            let Planned { replicas, stays, .. } = &mut self.partitions[partition];
             // One that could not be moved off a drained broker is not preferred.
-            if replicas.first().is_some_and(|first| self.drained.contains(first))
+            if stays.is_none()
+                && replicas.first().is_some_and(|first| self.drained.contains(first))
                 && let Some(able) = replicas.iter().position(|node| self.places.contains_key(node))
             {
                 replicas.swap(0, able);
@@ -236,7 +279,8 @@ impl Plan {
             let mut reached_by: Vec<Option<(usize, usize)>> = vec![None; leads.len()];
             let mut queue = VecDeque::from([start]);
             while let Some(from) = queue.pop_front() {
-                for &partition in &leads[from] {
+                let movable = leads[from].iter().filter(|led| self.partitions[**led].stays.is_none());
+                for &partition in movable {
                     for to in
                         self.partitions[partition].replicas.iter().filter_map(|node| self.places.get(node))
                     {

@@ -101,8 +101,8 @@ pub enum Command {
     },
     /// Gives partitions other replicas: all of the command, or nothing. A partition holds the old replicas and the
     /// new ones until all the new ones are in the ISR; then the controller takes the old ones away. Another
-    /// reassignment takes the place of one that is under way; naming the replicas that it had cancels it.
-    /// -> [`Applied::Reassigned`]
+    /// reassignment takes the place of one that is under way; naming the replicas that it had cancels it. Refused where
+    /// a partition has to move and one of the brokers wanted is fenced. -> [`Applied::Reassigned`]
     Reassign {
         /// The replicas wanted, the preferred leader first. At most
         /// [`limits::PARTITIONS_PER_COMMAND`](crate::limits::PARTITIONS_PER_COMMAND).
@@ -113,6 +113,18 @@ pub enum Command {
     /// A broker's replicas have lost what they stored (a damaged log, a failed disk): they leave the ISR, and the
     /// leadership, where anybody else is in the ISR. Each stands or falls by itself. -> [`Applied::Partitions`]
     ReportLost {
+        /// The broker.
+        node: NodeId,
+        /// The epoch of its registration; an older one is refused.
+        epoch: u64,
+        /// At most [`limits::PARTITIONS_PER_COMMAND`](crate::limits::PARTITIONS_PER_COMMAND).
+        partitions: Vec<(TopicId, PartitionId)>,
+    },
+    /// A broker's disk has no room for what its replicas are to store. What they have stored stays valid: they leave the
+    /// ISR, and the leadership, where the others can do without them (see
+    /// [`MetadataImage::can_spare`](crate::MetadataImage::can_spare)). Each stands or falls by itself.
+    /// -> [`Applied::Partitions`]
+    ReportFull {
         /// The broker.
         node: NodeId,
         /// The epoch of its registration; an older one is refused.

@@ -1,7 +1,6 @@
 //! What a node does by itself while it leads the group.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, MissedTickBehavior, interval};
@@ -63,9 +62,7 @@ pub(crate) async fn control(core: Arc<Core>) {
 impl Core {
     /// Fences a broker that has been silent for too long. A leader that has no majority itself says nothing.
     fn silent(&self, image: &MetadataImage, led_since: Instant) -> Option<Command> {
-        let metrics = self.raft.metrics();
-        let acknowledged = metrics.borrow().millis_since_quorum_ack.map(Duration::from_millis);
-        if acknowledged.is_none_or(|since| since >= self.options.session_timeout()) {
+        if self.quorum_ago().is_none_or(|ago| ago >= self.options.session_timeout()) {
             return None;
         }
         let (liveness, now) = (self.liveness(), Instant::now());

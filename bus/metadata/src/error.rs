@@ -208,7 +208,9 @@ pub enum ProposeError {
     #[error("too many changes of the metadata are under way: try again")]
     Busy,
     /// It took longer than it may; it may have happened or not, or still happen.
-    #[error("no majority of the metadata group answered within {0} ms: check that its nodes run")]
+    #[error(
+        "no majority of the metadata group has confirmed the change within {0} ms: whether it was made is not known, and it may still be: check that most voters run (`bus cluster status`), look whether it is there (`bus topic describe`, `bus function list`), and only then try again"
+    )]
     TimedOut(u64),
     /// The metadata has stopped.
     #[error("the node's metadata has stopped: {0}")]
@@ -231,7 +233,21 @@ impl ProposeError {
 
 fn ask(leader: Option<NodeId>) -> String {
     leader.map_or_else(
-        || "nobody does at the moment, try again".to_owned(),
+        || "nobody does at the moment; check that most of its voters run, and try again".to_owned(),
         |leader| format!("node {leader} does"),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_may_still_happen_is_said_to_be_unknown() {
+        let said = ProposeError::TimedOut(10_000).to_string();
+        assert!(
+            said.contains("whether it was made is not known") && said.contains("it may still be"),
+            "{said}"
+        );
+    }
 }

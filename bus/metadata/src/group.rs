@@ -28,6 +28,10 @@ impl Core {
         if !self.leads() {
             return self.not_applied(stay(self.current_leader()));
         }
+        // Without a majority it leads by name only: who asks shall hear that at once, not after a timeout.
+        if self.quorum_ago().is_none_or(|ago| ago >= self.options.session_timeout()) {
+            return self.not_applied(stay(None));
+        }
         let image = self.image();
         let Some(cluster_id) = image.cluster_id().map(str::to_owned) else {
             return self.not_applied(ProposeError::Busy);

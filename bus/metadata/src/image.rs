@@ -75,6 +75,7 @@ impl MetadataImage {
             Command::DrainBroker { node, drained } => self.set_drained(node, drained),
             Command::Reassign { changes, throttle } => self.reassign(changes, throttle),
             Command::ReportLost { node, epoch, partitions } => self.report_lost(node, epoch, partitions),
+            Command::ReportFull { node, epoch, partitions } => self.report_full(node, epoch, partitions),
             Command::AllocateProducerIds { node, epoch } => self.allocate_producer_ids(node, epoch),
         }
     }

@@ -178,24 +178,17 @@ impl Metadata {
 
     /// Whom this node waits for before it forms the cluster, or before another does; `None` if it is to form it now.
     fn may_form(&self, entry: &Entry<'_>, answers: &Answers) -> Result<Option<String>, EnterError> {
-        let silent: Vec<_> = answers
-            .iter()
-            .filter(|(_, answer)| answer.is_err())
-            .map(|(address, _)| address.as_str())
-            .collect();
+        let silent = silent(answers);
         let first = entry.seeds.first().map_or(entry.own, String::as_str);
         if first != entry.own || self.cluster_id().is_some() {
             return Ok(Some(if silent.is_empty() {
                 format!("for {first} to form the cluster")
             } else {
-                format!("for {} to answer", silent.join(", "))
+                format!("for {silent} to answer")
             }));
         }
         if !silent.is_empty() {
-            return Ok(Some(format!(
-                "for {} to answer: a new cluster needs all of its nodes",
-                silent.join(", ")
-            )));
+            return Ok(Some(format!("for {silent} to answer: a new cluster needs all of its nodes")));
         }
         for (address, answer) in answers {
             match answer.as_ref().ok().and_then(|hello| hello.first.as_deref()) {
@@ -255,7 +248,12 @@ impl Metadata {
             .filter(|(_, answer)| of_cluster(answer))
             .map(|(address, _)| address.clone())
             .collect();
-        let mut why = "nobody leads it".to_owned();
+        let leaderless = |address: &str| {
+            format!(
+                "most of its voters do not answer; `bus cluster status --server {address}` names them: start them"
+            )
+        };
+        let mut why = "nobody of it answers".to_owned();
         for _ in 0..HOPS {
             let Some(address) = addresses.pop_front() else { break };
             let question = Question::Join { address: entry.own.to_owned(), directory: entry.directory };
@@ -270,6 +268,9 @@ impl Metadata {
                 }
                 Ok(Ok(Reply::IdTaken { address })) => return Ok(Joining::Taken { address }),
                 Ok(Ok(Reply::NotApplied { leader: Some(leader), .. })) => addresses.push_front(leader),
+                Ok(Ok(Reply::NotApplied { error: ProposeError::NotLeader { .. }, .. })) => {
+                    why = leaderless(&address);
+                }
                 Ok(Ok(Reply::NotApplied { error, .. })) => why = error.to_string(),
                 Ok(Ok(Reply::Refused(refusal))) => why = refusal,
                 Ok(Ok(_)) => why = format!("{address} answers another question"),
@@ -307,8 +308,15 @@ impl Metadata {
             if Instant::now() >= entry.deadline {
                 return Err(EnterError::NoLeader { waited_ms: core.options.join_timeout_ms, voters });
             }
-            tracing::info!("this node waits for its cluster to have a leader; its voters are {voters}");
-            self.check_others(&self.ask_all(&entry.others).await)?;
+            let answers = self.ask_all(&entry.others).await;
+            self.check_others(&answers)?;
+            let silent = match silent(&answers) {
+                silent if silent.is_empty() => silent,
+                silent => format!("; nobody answers at {silent}"),
+            };
+            tracing::info!(
+                "this node waits for its cluster to have a leader, for which most of its voters must run: {voters}{silent}"
+            );
         }
     }
 
@@ -354,10 +362,16 @@ impl Metadata {
                 }
                 error => return Err(error.into()),
             }
-            tracing::info!(%error, "this broker is not registered yet");
+            tracing::info!("this node waits to be registered: {error}");
             sleep(AGAIN).await;
         }
     }
+}
+
+/// The listed nodes that did not answer.
+fn silent(answers: &Answers) -> String {
+    let silent = answers.iter().filter(|(_, answer)| answer.is_err());
+    silent.map(|(address, _)| address.as_str()).collect::<Vec<_>>().join(", ")
 }
 
 fn names(nodes: BTreeMap<NodeId, String>) -> String {

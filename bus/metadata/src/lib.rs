@@ -17,6 +17,7 @@
 //!   propose     the way of a command to the leader                       (propose.rs)
 //!   control     the leader's task: fences, decides, promotes voters      (control.rs)
 //!   session     a broker's heartbeats, and how it leaves                 (session.rs)
+//!   quorum      whether there is a majority, by what they are answered   (quorum.rs: pure)
 //!   store       Raft's log, vote and snapshots, in sled                  (store.rs and store/)
 //!   network     the way to the other nodes; messages what they say       (network.rs, messages.rs)
 //! ```
@@ -43,11 +44,12 @@ mod network;
 mod node;
 mod options;
 mod propose;
+mod quorum;
 mod rejected;
 mod session;
 mod store;
 
-pub use balance::balance;
+pub use balance::{Balance, balance};
 pub use command::{Applied, Command, Deployment, DirectoryId, IsrChange, PartitionChange, Registration};
 pub use error::{EnterError, Error, ProposeError};
 pub use image::{Broker, Function, FunctionVersion, MetadataImage, Partition, Topic};
@@ -55,4 +57,5 @@ pub use metadata::{Metadata, Progress};
 pub use network::{PeerClient, PeerError};
 pub use node::Members;
 pub use options::Options;
+pub use quorum::Quorum;
 pub use rejected::Rejected;

@@ -46,6 +46,14 @@ pub(crate) enum Question {
     Heartbeat {
         epoch: u64,
     },
+    /// The sender is stopping, in this registration: nothing is to be handed over to it. -> [`Reply::Done`]
+    Leaving {
+        epoch: u64,
+    },
+    /// -> [`Reply::Done`], once the image of that index is known.
+    Await {
+        index: u64,
+    },
     /// Stand for election: the leader is leaving. -> [`Reply::Done`]
     Elect,
 }
@@ -84,6 +92,8 @@ pub(crate) enum Reply {
         fenced: bool,
         /// Whether the sender's id has been registered again since.
         superseded: bool,
+        /// How many milliseconds ago whoever answers had a majority behind it, if it leads.
+        quorum_ms: Option<u64>,
     },
     Done,
 }

@@ -7,9 +7,9 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use bus_protocol::NodeId;
 use bytes::Bytes;
-use openraft::error::{InitializeError, RaftError};
+use openraft::error::{Fatal, InitializeError, RaftError};
 use openraft::{BasicNode, Raft, ServerState, SnapshotPolicy};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{RwLock, Semaphore, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
@@ -21,7 +21,8 @@ use crate::node::{Core, Session};
 use crate::session::beat;
 use crate::store::{self, Store, TypeConfig};
 use crate::{
-    Applied, Command, Error, Members, MetadataImage, Options, PeerClient, ProposeError, Rejected, limits,
+    Applied, Command, Error, Members, MetadataImage, Options, PeerClient, ProposeError, Quorum, Rejected,
+    limits,
 };
 
 /// One node's metadata. A clone is another handle to the same.
@@ -114,7 +115,10 @@ impl Metadata {
             leader,
             permits: Semaphore::new(options.proposals_in_flight),
             liveness: Mutex::new(Liveness::new(session_timeout, heartbeat, Instant::now())),
+            answered: Mutex::default(),
             session: watch::Sender::new(Session::default()),
+            left: watch::Sender::default(),
+            writing: RwLock::default(),
             joined: AtomicBool::new(joined),
             first: OnceLock::new(),
             membership: tokio::sync::Mutex::new(()),
@@ -180,8 +184,8 @@ impl Metadata {
     }
 
     /// Hands over what this node leads, before it stops: its broker is fenced, and stays so; when this returns, others
-    /// lead its partitions, as far as they can, and the metadata group. Takes 2 s at most. The node goes on
-    /// serving until [`Self::shutdown`].
+    /// lead its partitions, as far as they can, and the metadata group. Takes 2 s at most, and no time where all the
+    /// others are stopping too. The node goes on serving until [`Self::shutdown`].
     pub async fn leave(&self) {
         self.core().leave().await;
     }
@@ -196,9 +200,30 @@ impl Metadata {
         self.core().image.clone()
     }
 
+    /// Resolves, with why, if this node's metadata has stopped for good, as its disk is full or fails: then the node
+    /// knows of no change any more, and must not go on. Never after [`Self::shutdown`].
+    pub async fn failed(&self) -> String {
+        let mut metrics = self.raft().metrics();
+        loop {
+            match &metrics.borrow_and_update().running_state {
+                Ok(()) | Err(Fatal::Stopped) => {}
+                Err(fatal) => return fatal.to_string(),
+            }
+            if metrics.changed().await.is_err() {
+                return std::future::pending().await;
+            }
+        }
+    }
+
     /// Who leads the group, as far as this node knows.
     pub fn leader(&self) -> Option<NodeId> {
         self.core().current_leader()
+    }
+
+    /// Whether the group has a majority, as far as this node has heard. Asks nobody; before [`Self::enter`] nothing is
+    /// known.
+    pub fn quorum(&self) -> Quorum {
+        self.core().quorum()
     }
 
     /// Whether this node leads the group, as far as it knows.

@@ -3,18 +3,21 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
 
 use bus_protocol::NodeId;
 use bytes::Bytes;
 use openraft::Raft;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{RwLock, Semaphore, watch};
 use tokio::time::Instant;
 
 use crate::liveness::Liveness;
 use crate::messages::{self, Hello, Identity, Question, Reply};
 use crate::network::{Peers, answer_raft};
+use crate::propose::millis;
+use crate::quorum::Answered;
 use crate::store::TypeConfig;
-use crate::{MetadataImage, Options, ProposeError};
+use crate::{MetadataImage, Options, ProposeError, Quorum};
 
 /// Who takes part in the Raft group.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -50,7 +53,13 @@ pub(crate) struct Core {
     pub(crate) leader: watch::Receiver<Option<NodeId>>,
     pub(crate) permits: Semaphore,
     pub(crate) liveness: Mutex<Liveness>,
+    pub(crate) answered: Mutex<Answered>,
     pub(crate) session: watch::Sender<Session>,
+    /// The registrations that have said that they are stopping, by node.
+    pub(crate) left: watch::Sender<BTreeMap<NodeId, u64>>,
+    /// Held by each write of this node as the leader; by a leader that hands over, for itself: what it wrote then its
+    /// heir would lack, and could not be elected.
+    pub(crate) writing: RwLock<()>,
     /// Whether the node takes Raft's messages. One whose store is empty does not until it has joined: it may have
     /// voted, and may have stored what was committed, in a former life that it does not remember.
     pub(crate) joined: AtomicBool,
@@ -80,6 +89,26 @@ impl Core {
 
     pub(crate) fn liveness(&self) -> MutexGuard<'_, Liveness> {
         self.liveness.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn answered(&self) -> MutexGuard<'_, Answered> {
+        self.answered.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How long ago this node had a majority behind it, if it leads.
+    pub(crate) fn quorum_ago(&self) -> Option<Duration> {
+        if !self.leads() {
+            return None;
+        }
+        let alone = self.members().voters.into_keys().eq([self.node()]);
+        let ago = || self.raft.metrics().borrow().millis_since_quorum_ack.map(Duration::from_millis);
+        if alone { Some(Duration::ZERO) } else { ago() }
+    }
+
+    pub(crate) fn quorum(&self) -> Quorum {
+        let others = self.members().voters.into_keys().filter(|voter| *voter != self.node());
+        let own = self.quorum_ago();
+        self.answered().quorum(others, own, self.options.session_timeout(), Instant::now())
     }
 
     pub(crate) fn members(&self) -> Members {
@@ -134,6 +163,19 @@ impl Core {
                 Err(error) => self.not_applied(error),
             },
             Question::Heartbeat { epoch } => self.hear(ask.from, epoch),
+            Question::Leaving { epoch } => {
+                self.left.send_modify(|left| {
+                    left.insert(ask.from, epoch);
+                });
+                Reply::Done
+            }
+            Question::Await { index } => {
+                let mut image = self.image.clone();
+                match image.wait_for(|image| image.index() >= index).await {
+                    Ok(_) => Reply::Done,
+                    Err(_) => Reply::Refused("this node is stopping".to_owned()),
+                }
+            }
             Question::Elect => match self.raft.trigger().elect().await {
                 Ok(()) => Reply::Done,
                 Err(error) => Reply::Refused(error.to_string()),
@@ -150,6 +192,7 @@ impl Core {
         Reply::Heard {
             fenced: self.leads() && broker.is_some_and(|broker| broker.epoch == epoch && broker.fenced),
             superseded: broker.is_some_and(|broker| broker.epoch > epoch),
+            quorum_ms: self.quorum_ago().map(millis),
         }
     }
 

@@ -12,7 +12,7 @@ use crate::{Applied, Command, PeerError, ProposeError, Registration, Rejected, l
 
 /// How long somebody is left alone who said that it does not lead, or could not be reached, unless another is heard
 /// to lead before.
-const RETRY: Duration = Duration::from_millis(50);
+pub(crate) const RETRY: Duration = Duration::from_millis(50);
 /// How long an answer is waited for from one who leads no more.
 const LAST_WORDS: Duration = Duration::from_millis(200);
 
@@ -54,6 +54,10 @@ impl Core {
             };
             match attempt {
                 Attempt::Applied { index, result } => {
+                    if let Some(leader) = leads {
+                        // That it was applied took a majority.
+                        self.answered().hear(leader, Some(began.elapsed()), Instant::now());
+                    }
                     let mut image = self.image.clone();
                     let shown = timeout_at(deadline, image.wait_for(|image| image.index() >= index)).await;
                     return match shown {
@@ -121,6 +125,9 @@ impl Core {
         deadline: Instant,
     ) -> Result<(u64, Result<Applied, Rejected>), ProposeError> {
         let began = Instant::now();
+        let Ok(_writing) = self.writing.try_read() else {
+            return Err(ProposeError::NotLeader { node: self.node(), leader: None });
+        };
         match timeout_at(deadline, self.raft.client_write(command)).await {
             Err(_) => Err(ProposeError::TimedOut(millis(began.elapsed()))),
             Ok(Ok(response)) => {

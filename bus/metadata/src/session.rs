@@ -6,11 +6,12 @@ use std::time::Duration;
 
 use bus_protocol::NodeId;
 use tokio::task::JoinSet;
-use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 
 use crate::messages::{Question, Reply};
 use crate::node::Core;
-use crate::{Command, MetadataImage, ProposeError};
+use crate::propose::RETRY;
+use crate::{Broker, Command, MetadataImage, ProposeError};
 
 /// How long a stop waits for others to take over.
 const LEAVE: Duration = Duration::from_secs(2);
@@ -63,11 +64,13 @@ impl Core {
         } else {
             let asked = self.peers.ask(voter, address, Question::Heartbeat { epoch });
             match timeout(self.options.session_timeout(), asked).await {
-                Ok(Ok(Reply::Heard { superseded: true, .. })) => {
-                    self.superseded(epoch);
-                    false
+                Ok(Ok(Reply::Heard { fenced, superseded, quorum_ms })) => {
+                    self.answered().hear(voter, quorum_ms.map(Duration::from_millis), Instant::now());
+                    if superseded {
+                        self.superseded(epoch);
+                    }
+                    fenced && !superseded
                 }
-                Ok(Ok(Reply::Heard { fenced, .. })) => fenced,
                 Ok(Ok(_)) => false,
                 Ok(Err(error)) => {
                     tracing::debug!(%error, voter, "a heartbeat was not heard");
@@ -111,25 +114,87 @@ impl Core {
     pub(crate) async fn leave(&self) {
         let epoch = self.session.borrow().epoch;
         self.session.send_modify(|session| session.leaving = true);
+        if let Some(epoch) = epoch {
+            self.say_leaving(epoch).await;
+        }
         let leaving = async {
             if let Some(epoch) = epoch {
-                match self.propose(Command::FenceBroker { node: self.node(), epoch }).await {
-                    Ok(_) => {
-                        let (mut image, node) = (self.image.clone(), self.node());
-                        // An error is a node that has stopped.
-                        let _ = image.wait_for(|image| !leads_what_others_could(image, node)).await;
-                    }
-                    Err(error) => {
-                        tracing::warn!(%error, "the partitions of this broker were not handed over")
-                    }
-                }
+                self.leave_partitions(epoch).await;
             }
             self.hand_over().await;
         };
-        if timeout(LEAVE, leaving).await.is_err() {
-            tracing::warn!(
-                "not all that this broker leads was handed over in {LEAVE:?}: it stops all the same"
-            );
+        tokio::select! {
+            left = timeout(LEAVE, leaving) => if left.is_err() {
+                tracing::warn!("not all that this broker leads was handed over in {LEAVE:?}: it stops all the same");
+            },
+            () = self.nobody_stays() => tracing::debug!("no other broker stays that could take over"),
+        }
+    }
+
+    /// Tells all brokers that are up that this one is stopping.
+    async fn say_leaving(&self, epoch: u64) {
+        self.ask_others(|| Question::Leaving { epoch }).await;
+    }
+
+    /// Asks all other brokers that are up, and gives each a moment to answer.
+    async fn ask_others(&self, question: impl Fn() -> Question) {
+        let image = self.image();
+        let mut asked = JoinSet::new();
+        for broker in image.brokers().filter(|broker| broker.node != self.node() && !broker.fenced) {
+            let (peers, node, address) = (self.peers.clone(), broker.node, broker.address.clone());
+            let question = question();
+            asked.spawn(async move { timeout(ELECTION_STEP, peers.ask(node, &address, question)).await });
+        }
+        while let Some(answer) = asked.join_next().await {
+            if let Ok(Ok(Err(error))) = answer {
+                tracing::debug!(%error, "a broker does not answer to this one, which is stopping");
+            }
+        }
+    }
+
+    /// Has this broker fenced, and waits until others lead what they can of its partitions, and know that they do: while
+    /// the group changes its leader they would not hear of it, and would send clients back here.
+    async fn leave_partitions(&self, epoch: u64) {
+        loop {
+            match self.propose(Command::FenceBroker { node: self.node(), epoch }).await {
+                Ok(_) => break,
+                Err(error @ (ProposeError::Rejected(_) | ProposeError::Stopped(_))) => {
+                    tracing::warn!(%error, "the partitions of this broker were not handed over");
+                    return;
+                }
+                // The leader may be one that stops as well; that it is said twice does no harm.
+                Err(error) => tracing::debug!(%error, "this broker says again that it is stopping"),
+            }
+            sleep(RETRY).await;
+        }
+        let (mut image, node) = (self.image.clone(), self.node());
+        // An error is a node that has stopped.
+        let handed_over = image.wait_for(|image| !leads_what_others_could(image, node)).await;
+        if let Ok(index) = handed_over.map(|image| image.index()) {
+            self.ask_others(|| Question::Await { index }).await;
+        }
+    }
+
+    /// Whether a broker has said that it is stopping.
+    fn has_left(&self, broker: &Broker) -> bool {
+        self.left.borrow().get(&broker.node) == Some(&broker.epoch)
+    }
+
+    /// Resolves once every other broker is fenced or stopping.
+    async fn nobody_stays(&self) {
+        let (mut left, mut image) = (self.left.subscribe(), self.image.clone());
+        loop {
+            left.mark_unchanged();
+            let now = image.borrow_and_update().clone();
+            let stays =
+                |broker: &Broker| broker.node != self.node() && !broker.fenced && !self.has_left(broker);
+            if !now.brokers().any(|broker| stays(broker)) {
+                return;
+            }
+            tokio::select! {
+                _ = left.changed() => {}
+                changed = image.changed() => if changed.is_err() { return },
+            }
         }
     }
 
@@ -139,6 +204,10 @@ impl Core {
     /// term, wins no majority, but makes this node step down, which then may vote; the second wins.
     async fn hand_over(&self) {
         let mut leader = self.leader.clone();
+        if !self.leads() {
+            return;
+        }
+        let _quiet = self.writing.write().await;
         let heirs = self.heirs().await;
         if !self.leads() || heirs.is_empty() {
             return;
@@ -171,30 +240,33 @@ impl Core {
         }
     }
 
-    /// The other voters and where they are, those with the most of the log first, once one of them has all of it, or
-    /// after a while.
+    /// The other voters that stay, and where they are, those with the most of the log first, once one of them has all
+    /// of it, or after a while.
     async fn heirs(&self) -> Vec<(NodeId, String)> {
+        let (mut heirs, image, now) = (self.members().voters, self.image(), Instant::now());
+        // Who is dead, or stopping as well, is not asked to stand for election.
+        heirs.retain(|node, _| {
+            let alive = |broker: &Broker| self.liveness().is_alive(*node, broker.epoch, now);
+            *node != self.node()
+                && image.broker(*node).is_some_and(|broker| alive(broker) && !self.has_left(broker))
+        });
+        if heirs.is_empty() {
+            return Vec::new();
+        }
         let mut metrics = self.raft.metrics();
         let caught_up = metrics.wait_for(|metrics| {
-            let replicated = metrics.replication.iter().flatten();
-            let mut others = replicated.filter(|(node, _)| **node != metrics.id);
+            let mut replicated = metrics.replication.iter().flatten();
             metrics.replication.is_none()
-                || others.any(|(_, log)| log.map(|log| log.index) == metrics.last_log_index)
+                || replicated.any(|(node, log)| {
+                    heirs.contains_key(node) && log.map(|log| log.index) == metrics.last_log_index
+                })
         });
         // A node that has stopped, or that nobody keeps up with, hands over as well as it can.
         let _ = timeout(ELECTION_STEP, caught_up).await;
         let replicated = self.raft.metrics().borrow().replication.clone().unwrap_or_default();
-        let (members, image, now) = (self.members(), self.image(), tokio::time::Instant::now());
-        let mut heirs: Vec<_> = members.voters.into_iter().filter(|(node, _)| *node != self.node()).collect();
-        let liveness = self.liveness();
+        let mut heirs: Vec<_> = heirs.into_iter().collect();
         heirs.sort_by_key(|(node, _)| {
-            let alive = image.broker(*node).is_some_and(|broker| liveness.is_alive(*node, broker.epoch, now));
-            let has = replicated.get(node).and_then(|log| log.as_ref()).map(|log| log.index);
-            std::cmp::Reverse((alive, has))
-        });
-        // Nobody stands for election in a cluster that stops as a whole.
-        heirs.retain(|(node, _)| {
-            image.broker(*node).is_some_and(|broker| liveness.is_alive(*node, broker.epoch, now))
+            std::cmp::Reverse(replicated.get(node).and_then(|log| log.as_ref()).map(|log| log.index))
         });
         heirs
     }

@@ -224,6 +224,17 @@ async fn who_was_away_catches_up_by_a_snapshot_and_without_a_majority_nothing_go
     let lonely = leads.propose(create(500)).await;
     assert!(matches!(lonely, Err(ProposeError::TimedOut(_) | ProposeError::NotLeader { .. })), "{lonely:?}");
     assert!(leads.image().topic(&name(500)).is_none());
+    // Each of them knows without asking a majority that there is none.
+    for node in &cluster.nodes {
+        let others: Vec<_> = (1..=3).filter(|other| *other != node.node()).collect();
+        let gone = async {
+            while node.quorum().held || node.quorum().silent != others {
+                tokio::task::yield_now().await;
+            }
+        };
+        timeout(DEADLINE, gone).await.unwrap_or_else(|_| panic!("{:?}", node.quorum()));
+        assert!(node.quorum().ago.is_some(), "there was one");
+    }
     let fenced = |image: &bus_metadata::MetadataImage| image.brokers().filter(|broker| broker.fenced).count();
     assert_eq!(fenced(&leads.image()), 0, "who has no majority calls nobody silent");
     cluster.wires.heal();
@@ -231,6 +242,12 @@ async fn who_was_away_catches_up_by_a_snapshot_and_without_a_majority_nothing_go
     timeout(DEADLINE, again).await.unwrap();
     for node in &cluster.nodes {
         until(node, "the last topic", |image| image.topic(&name(501)).is_some()).await;
+        let back = async {
+            while !node.quorum().held {
+                tokio::task::yield_now().await;
+            }
+        };
+        timeout(DEADLINE, back).await.unwrap_or_else(|_| panic!("{:?}", node.quorum()));
     }
     cluster.shutdown().await;
 }

@@ -29,10 +29,22 @@ pub const REPLICA_BYTES_IN_FLIGHT: usize = 32 << 20;
 pub const PRODUCER_ID_BLOCK: u64 = 1_000;
 /// The most that one push on a fetch stream carries, unless a single batch is larger.
 pub const FETCH_PUSH_BYTES: usize = 1 << 20;
-/// Streams that one connection may hold open at once in each direction.
-pub const STREAMS_PER_CONNECTION: u32 = 4_096;
-/// Connections that one broker serves at once.
-pub const CONNECTIONS: usize = 4_096;
+/// Streams that a peer may hold open at once on a new connection. They take memory before they are used, and before
+/// it is known who the peer is: a broker allows more as they are used, up to the next two.
+pub const STREAMS_AT_FIRST: u32 = 64;
+/// Streams that one client's connection may come to hold open at once.
+pub const STREAMS_PER_CLIENT: u32 = 4_096;
+/// Streams that another broker's connection may come to hold open at once: one for each partition that it follows.
+pub const STREAMS_PER_BROKER: u32 = 65_536;
+/// Streams of all clients together that one broker serves at once.
+pub const CLIENT_STREAMS: usize = 131_072;
+/// Connections of clients that one broker serves at once, where its settings do not say.
+pub const CLIENT_CONNECTIONS: usize = 4_096;
+/// Connections of other brokers that one broker serves at once: two of each, and those that replace lost ones.
+pub const BROKER_CONNECTIONS: usize = 1_024;
+/// Handshakes that one broker has under way at once. Who knocks is known only at their end, so these places are
+/// everybody's, and the oldest handshake gives way to the newest.
+pub const HANDSHAKES: usize = 1_024;
 /// Bytes of frames that one connection may have half sent, over all its streams. At least the largest frame.
 pub const CONNECTION_FRAME_BYTES: usize = PAYLOAD_BYTES + CONTROL_BYTES;
 /// The largest request whose payload needs no place among the uploads.

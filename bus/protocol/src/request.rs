@@ -93,7 +93,7 @@ pub enum Request {
         /// Whether to drain it, or to add it back.
         drained: bool,
     },
-    /// Gives partitions of a topic other replicas. -> [`Response::Reassigning`] once the cluster knows; records move
+    /// Gives partitions of a topic other replicas, on brokers that are up. -> [`Response::Reassigning`] once the cluster knows; records move
     /// after that: a partition is done when its [`PartitionState::target`] is `None` again.
     Reassign {
         /// The topic.
@@ -103,7 +103,8 @@ pub enum Request {
         /// Bytes a second that each broker may send to new replicas at most; `None` leaves it as it is, 0 is no limit.
         throttle: Option<u64>,
     },
-    /// Spreads the replicas of all topics evenly over the brokers that are up and not drained.
+    /// Spreads the replicas of all topics evenly over the brokers that are up and not drained. Partitions that are being
+    /// reassigned, or whose move would wait for a broker that is down, stay as they are.
     /// -> [`Response::Reassigning`], as with [`Request::Reassign`].
     Rebalance {
         /// As in [`Request::Reassign`].
@@ -193,14 +194,34 @@ pub enum Response {
         id: i64,
     },
     /// Replicas will move.
-    Reassigning {
-        /// Of how many partitions; 0 where all is as it should be.
-        partitions: u32,
-    },
+    Reassigning(Moves),
     /// The batch is appended.
     Appended(ProduceAck),
     /// The module is in the payload.
     Module,
+}
+
+/// What a reassignment or a rebalance will do.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Moves {
+    /// Partitions whose replicas will move; 0 where all is as it should be.
+    pub partitions: u32,
+    /// Partitions that a rebalance leaves as they are, since they are being reassigned.
+    pub under_way: u32,
+    /// Partitions that a rebalance leaves as they are, since a move would wait for a broker that is down.
+    pub silent: u32,
+}
+
+/// Whether the cluster has a majority, by what the broker that answers has heard. Without one the rest of what it says may
+/// be old, and nothing can be changed.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Quorum {
+    /// Whether a controller had most of the voters behind it a moment ago.
+    pub held: bool,
+    /// How many milliseconds ago one had; `None` where the broker has not heard of that since it started.
+    pub ago_ms: Option<u64>,
+    /// The voters that do not answer the broker.
+    pub silent: Vec<NodeId>,
 }
 
 /// A cluster and its brokers.
@@ -212,8 +233,12 @@ pub struct ClusterInfo {
     pub node: NodeId,
     /// Its version, as `bus --version` prints it.
     pub version: String,
-    /// The broker that decides for the cluster.
+    /// The broker that decides for the cluster; nobody does without a majority.
     pub controller: Option<NodeId>,
+    /// Whether there is a majority.
+    pub quorum: Quorum,
+    /// Bytes a second that each broker sends at most to replicas that are being added; `None` is no limit.
+    pub throttle: Option<u64>,
     /// All brokers.
     pub brokers: Vec<BrokerInfo>,
 }

@@ -35,6 +35,9 @@ pub enum FollowError {
     /// The batches do not parse, or their CRC is wrong: they are damaged at the leader or on the way.
     #[error("the leader sends a damaged batch: {0}")]
     Damaged(String),
+    /// There is no room on this replica's disk.
+    #[error("the disk is full")]
+    Full,
     /// This replica's own log.
     #[error(transparent)]
     Log(#[from] bus_log::Error),

@@ -6,7 +6,7 @@
 //!      ◀────────── ticket: committed ◀──────────────────────────────────  ·
 //!   follower_opened, follower_stored ──▶   (a leader's followers)          ·
 //!   follow ▶ Following: frames ─────────▶  (a follower's leader)           Follower: truncation, append, told HW
-//!   read ──▶ LogReader (lock-free)          reports: ISR changes, lost disks ──▶ metadata
+//!   read ──▶ LogReader (lock-free)          reports: ISR changes, disks lost or full ──▶ metadata
 //! ```
 //!
 //! An append has two stages. [`Partition::append`] returns once the batch has its place in the queue (which is its
@@ -24,6 +24,7 @@ mod leader;
 mod owner;
 mod partition;
 mod replica;
+mod room;
 
 pub use error::AppendError;
 pub use follower::{FollowError, Follower};

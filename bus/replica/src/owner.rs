@@ -8,6 +8,7 @@ use bus_protocol::produce::ProduceAck;
 use bus_protocol::replicate::{LeaderFrame, LogEnd, ReplicateOpen};
 use bus_protocol::{Epoch, NodeId, Offset, PartitionId, TopicId};
 use bytes::Bytes;
+use tokio::runtime::RuntimeFlavor;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
@@ -15,6 +16,7 @@ use crate::following::Failure;
 use crate::leader::IsrProposal;
 use crate::partition::{Committed, Lane, Matter, Report, Runtime, Shown};
 use crate::replica::{Answer, Append, Replica, Role};
+use crate::room::Room;
 use crate::{AppendError, FollowError};
 
 /// Events taken from the queue at once: one group of writes.
@@ -91,6 +93,7 @@ pub(crate) struct Owner {
     active: bool,
     /// Whether the loss of this replica's storage is still to be reported.
     unreported: bool,
+    room: Room,
     /// A sync under way on another thread, and the bytes that it covers.
     syncing: Option<(JoinHandle<Result<Offset, bus_log::Error>>, usize)>,
 }
@@ -129,6 +132,7 @@ impl Owner {
             unsynced: 0,
             active: true,
             unreported: false,
+            room: Room::default(),
             syncing: None,
         };
         (owner, shown)
@@ -224,7 +228,8 @@ impl Owner {
             Event::FollowerGone { follower, stream } => self.replica.follower_gone(follower, stream, now),
             Event::Followers(answer) => drop(answer.send(self.replica.followers())),
             Event::Position(epoch, answer) => {
-                let position = self.follow(|replica| replica.position(epoch));
+                let room = self.room.look(self.replica.log(), now, self.runtime.lag);
+                let position = room.and_then(|()| self.follow(|replica| replica.position(epoch)));
                 drop(answer.send(position));
             }
             Event::Settle(epoch, frame, answer) => {
@@ -250,10 +255,13 @@ impl Owner {
             return;
         }
         self.active = true;
-        let (answers, failed) = self.replica.append(appends, self.runtime.clock.monotonic());
+        let now = self.runtime.clock.monotonic();
+        let bytes = appends.iter().map(|append| append.batch.header().size()).sum();
+        let (answers, failed) = on_disk(bytes, || self.replica.append(appends, now));
         self.answered(answers);
         match failed {
-            None | Some(bus_log::Error::Full { .. }) => {}
+            None => self.room.found(self.replica.log()),
+            Some(bus_log::Error::Full { .. }) => self.room.ended(self.replica.log(), now),
             Some(error) => self.go_offline(error.to_string()),
         }
     }
@@ -286,12 +294,20 @@ impl Owner {
             return;
         }
         let bytes = payload.len();
-        match self.follow(|replica| replica.follow(epoch, frame, payload)) {
+        match on_disk(bytes, || self.follow(|replica| replica.follow(epoch, frame, payload))) {
             Ok(_) => {
                 self.unsynced += bytes;
-                self.active |= bytes > 0;
+                if bytes > 0 {
+                    self.active = true;
+                    self.room.found(self.replica.log());
+                }
             }
-            Err(error) => failure.set(&error),
+            Err(error) => {
+                if let FollowError::Log(bus_log::Error::Full { .. }) = &error {
+                    self.room.ended(self.replica.log(), self.runtime.clock.monotonic());
+                }
+                failure.set(&error);
+            }
         }
     }
 
@@ -389,6 +405,7 @@ impl Owner {
             }
             return;
         }
+        self.room.report(|| leave(Matter::Full));
         let now = self.runtime.clock.monotonic();
         if let Some(proposal) = self.replica.propose_isr(now, self.runtime.lag)
             && !leave(Matter::Isr(proposal.clone()))
@@ -438,6 +455,13 @@ fn committed<T>(replica: &Replica<T>) -> Committed {
         settled: replica.is_settled(),
         high_watermark: replica.high_watermark(),
     }
+}
+
+/// Writes so many bytes. The disk takes them at its own speed: where they are many, this thread's other tasks go on on
+/// another meanwhile.
+fn on_disk<R>(bytes: usize, write: impl FnOnce() -> R) -> R {
+    let threads = tokio::runtime::Handle::current().runtime_flavor() == RuntimeFlavor::MultiThread;
+    if threads && bytes > SYNC_HERE_BYTES { tokio::task::block_in_place(write) } else { write() }
 }
 
 /// Wakes nobody where nothing has changed.

@@ -60,6 +60,9 @@ pub enum Matter {
     Isr(IsrProposal),
     /// This replica's storage has failed or is damaged: what it has stored cannot be counted on.
     Lost(String),
+    /// The disk had no room for what was to be stored: others should go on without this replica. What it has stored
+    /// counts.
+    Full,
 }
 
 /// How far a partition is committed, as seen from this replica.

@@ -429,10 +429,20 @@ impl<T> Replica<T> {
             if start == end && (first.base_offset + 1..first.next_offset()).contains(&end) {
                 self.log.reset_to(first.base_offset)?;
             }
-            self.log.append_as_is(batches).map_err(|partial| partial.error)?;
+            if let Err(PartialAppend { error, .. }) = self.log.append_as_is(batches) {
+                // What the leader has dropped makes room for the next attempt.
+                self.drop_below(log_start)?;
+                return Err(error.into());
+            }
         }
         self.following(epoch)?.tell(high_watermark);
         self.note_stored();
+        self.drop_below(log_start)?;
+        Ok(())
+    }
+
+    /// As a follower: drops what the leader has dropped.
+    fn drop_below(&mut self, log_start: Offset) -> Result<(), bus_log::Error> {
         if log_start > self.log.log_start() {
             self.log.delete_before(log_start.min(self.high_watermark))?;
         }

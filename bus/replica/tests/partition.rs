@@ -250,6 +250,41 @@ async fn push(leader: &Partition, follower: &Partition, following: &Following) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_follower_without_room_says_so_and_begins_no_stream_before_it_has_some() {
+    let (one, mut two) = (Fixture::new(1 << 20), Fixture::new(1 << 20));
+    let leader = one.open(role(1, &[1, 2], &[1, 2], (0, 0), 1));
+    let follower = two.open(role(2, &[1, 2], &[1, 2], (0, 0), 1));
+    let following = open_stream(&leader, &follower, 0, 1).await;
+    append(&leader, batch(1, &[7; 2_000]), Acks::Leader, &leader.lane().unwrap()).await.await.unwrap();
+    two.disk.set_room(Some(1_000));
+    let read = leader.reader().read(0, 1 << 20, i64::MAX).unwrap();
+    let frame = LeaderFrame::Batches { high_watermark: 0, log_start: 0 };
+    following.replicate(frame, Bytes::from(read.chunks.concat())).await.unwrap();
+    assert!(following.failed().await.contains("full"));
+    assert!(matches!(two.reports.recv().await.unwrap().matter, Matter::Full));
+    assert!(matches!(follower.follow(0).await, Err(FollowError::Full)));
+    assert_eq!(follower.offline(), None, "what it has stored counts");
+
+    two.disk.set_room(None);
+    let following = open_stream(&leader, &follower, 0, 2).await;
+    push(&leader, &follower, &following).await;
+    assert!(two.reports.try_recv().is_err());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_leader_without_room_says_so_and_goes_on_once_it_has_some() {
+    let mut fixture = Fixture::new(1 << 20);
+    let partition = fixture.lead(1);
+    fixture.disk.set_room(Some(0));
+    let refused = append(&partition, batch(1, b"x"), Acks::All, &partition.lane().unwrap()).await.await;
+    assert_eq!(refused, Err(AppendError::Full));
+    assert!(matches!(fixture.reports.recv().await.unwrap().matter, Matter::Full));
+    fixture.disk.set_room(None);
+    let stored = append(&partition, batch(1, b"x"), Acks::All, &partition.lane().unwrap()).await.await;
+    assert_eq!(stored.unwrap().base_offset, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_is_stored_in_a_later_epoch_is_not_told_to_the_leader_of_this_one() {
     let (one, two) = (Fixture::new(1 << 20), Fixture::new(1 << 20));
     let leader = one.open(role(1, &[1, 2], &[1, 2], (0, 0), 1));

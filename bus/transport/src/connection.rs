@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use bus_protocol::{ErrorCode, NodeId, Preamble, PreambleError, StreamKind, WireError};
+use bus_protocol::{ErrorCode, NodeId, Preamble, StreamKind, WireError};
 use bytes::Bytes;
 use quinn::{ConnectionError, VarInt};
 use rustls::pki_types::CertificateDer;
@@ -19,6 +19,8 @@ pub enum Close {
     ShuttingDown,
     /// The peer broke the protocol.
     Protocol,
+    /// It serves as many connections as it may.
+    Full,
 }
 
 impl Close {
@@ -27,6 +29,7 @@ impl Close {
             Self::Done => 0,
             Self::ShuttingDown => 1,
             Self::Protocol => 2,
+            Self::Full => 3,
         })
     }
 
@@ -35,6 +38,9 @@ impl Close {
             Self::Done => "done",
             Self::ShuttingDown => "the broker is stopping",
             Self::Protocol => "the protocol was broken",
+            Self::Full => {
+                "the broker serves as many connections as it may: close some, or ask another broker"
+            }
         }
     }
 }
@@ -44,6 +50,7 @@ impl Close {
 pub struct Connection {
     inner: quinn::Connection,
     peer: Option<NodeId>,
+    open_timeout: Duration,
     preamble_timeout: Duration,
 }
 
@@ -66,10 +73,11 @@ pub struct LinkStats {
 
 impl Connection {
     /// `verified`: whether the peer's certificate was checked against a CA.
-    pub(crate) fn new(inner: quinn::Connection, verified: bool, preamble_timeout: Duration) -> Self {
+    pub(crate) fn new(inner: quinn::Connection, verified: bool, options: &Options) -> Self {
         let chain = inner.peer_identity().and_then(|id| id.downcast::<Vec<CertificateDer<'static>>>().ok());
         let peer = chain.filter(|_| verified).and_then(|chain| certificate::node_of(chain.first()?));
-        Self { inner, peer, preamble_timeout }
+        let (open_timeout, preamble_timeout) = (options.connect_timeout(), options.preamble_timeout());
+        Self { inner, peer, open_timeout, preamble_timeout }
     }
 
     /// The broker that the peer proved to be, by a certificate of the cluster's CA. `None` for a client.
@@ -82,10 +90,13 @@ impl Connection {
         self.inner.remote_address()
     }
 
-    /// Opens a stream. Waits while the peer's limit on open streams is reached. The preamble goes out with the first
-    /// frame (or with `finish`): until then the peer knows of no stream.
+    /// Opens a stream. Waits while the peer's limit on open streams is reached, `Options::connect_timeout_ms` at most:
+    /// [`Error::NoStream`] then. The preamble goes out with the first frame (or with `finish`): until then the peer
+    /// knows of no stream.
     pub async fn open(&self, kind: StreamKind) -> Result<(SendStream, RecvStream), Error> {
-        let (send, recv) = self.inner.open_bi().await.map_err(lost)?;
+        let opened = tokio::time::timeout(self.open_timeout, self.inner.open_bi()).await;
+        let opened = opened.map_err(|_| Error::NoStream(self.open_timeout))?;
+        let (send, recv) = opened.map_err(lost)?;
         Ok((SendStream::opened(send, Preamble::new(kind)), RecvStream::new(recv)))
     }
 
@@ -98,8 +109,14 @@ impl Connection {
         Ok((send, RecvStream::new(recv)))
     }
 
-    /// The next stream that the peer opens. Call [`Opening::accept`] in a task of the stream's own: the peer may take
-    /// its time.
+    /// Lets the peer hold `streams` open at once from now on; fewer than before count as streams end. Each that is allowed
+    /// takes memory here, about 100 bytes, whether it is opened or not.
+    pub fn allow_streams(&self, streams: u32) {
+        self.inner.set_max_concurrent_bi_streams(VarInt::from_u32(streams));
+    }
+
+    /// The next stream that the peer opens; only a server's peer opens any. Call [`Opening::accept`] in a task of the
+    /// stream's own: the peer may take its time.
     pub async fn accept(&self) -> Result<Opening, Error> {
         let (send, recv) = self.inner.accept_bi().await.map_err(lost)?;
         Ok(Opening {
@@ -160,14 +177,16 @@ impl Opening {
             Ok(preamble) => return Ok((preamble.kind, self.send, self.recv)),
             Err(error) => error,
         };
-        self.refuse(error.clone()).await;
+        // One code for all three: where an `Answer` is due, no `Result` starts with this code's number, so no
+        // version can take the refusal for an answer.
+        self.refuse(WireError::new(ErrorCode::UnsupportedVersion, error.to_string())).await;
         Err(error.into())
     }
 
-    async fn refuse(&mut self, error: PreambleError) {
-        // One code for all three: where an `Answer` is due, no `Result` starts with this code's number, so no
-        // version can take the refusal for an answer.
-        let refusal = WireError::new(ErrorCode::UnsupportedVersion, error.to_string());
+    /// Answers with a refusal whatever the stream is for, and ends it. Takes as long as the peer makes it,
+    /// `Options::preamble_timeout_ms` at most.
+    pub async fn refuse(mut self, refusal: WireError) {
+        let code = refusal.code as u32;
         let answer = async {
             self.send.write_frame(&refusal, &[]).await?;
             self.send.finish()
@@ -176,7 +195,7 @@ impl Opening {
         if let Ok(Err(error)) = tokio::time::timeout(self.timeout, answer).await {
             tracing::debug!(%error, "a refused stream's peer was not told");
         }
-        self.recv.stop(ErrorCode::UnsupportedVersion as u32);
+        self.recv.stop(code);
     }
 }
 
@@ -204,9 +223,7 @@ pub(crate) fn refused(error: ConnectionError, address: &str, ca: &str, options: 
             let why = String::from_utf8_lossy(&close.reason).into_owned();
             match u64::from(close.error_code) {
                 NO_APPLICATION_PROTOCOL => Error::NotBus { address },
-                CONNECTION_REFUSED => {
-                    Error::Rejected { address, why: "it has as many connections as it serves".to_owned() }
-                }
+                CONNECTION_REFUSED => Error::Rejected { address, why: "it lets nobody in now".to_owned() },
                 code if is_crypto(code) => Error::Rejected { address, why },
                 _ => Error::Lost(why),
             }

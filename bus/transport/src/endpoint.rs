@@ -17,7 +17,7 @@ use crate::{Close, Connection, Error, Identity, Options, Trust, certificate, con
 const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
 
 /// How long peers may take to hear that their connections are closed.
-const CLOSING: Duration = Duration::from_millis(300);
+const CLOSING: Duration = Duration::from_millis(50);
 
 /// A UDP socket and its connections: a server, a client, or both. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -26,19 +26,36 @@ pub struct Endpoint {
     shared: Arc<Shared>,
 }
 
+/// A server's address, taken: what else the server needs is made only where that can be had.
+#[derive(Debug)]
+pub struct Listener {
+    socket: Socket,
+    listen: SocketAddr,
+}
+
+impl Listener {
+    /// Takes `listen`; nobody is let in yet.
+    pub fn bind(listen: SocketAddr, options: &Options) -> Result<Self, Error> {
+        let socket = socket(listen, options);
+        let socket = socket.map_err(|source| Error::Listen { address: listen.to_string(), source })?;
+        Ok(Self { socket, listen })
+    }
+}
+
 #[derive(Debug)]
 struct Shared {
     trust: Trust,
     identity: Option<Arc<Identity>>,
     options: Options,
+    /// Of connections that are made from here, to servers and to other brokers: no peer opens streams on those.
     transport: Arc<TransportConfig>,
     peer_transport: Arc<TransportConfig>,
 }
 
 impl Shared {
     fn new(trust: Trust, identity: Option<Arc<Identity>>, options: &Options) -> Result<Self, Error> {
-        let transport = transport(options)?;
-        let peer_transport = self::transport(&options.between_peers())?;
+        let transport = transport(options, 0)?;
+        let peer_transport = self::transport(&options.between_peers(), 0)?;
         Ok(Self { trust, identity, options: options.clone(), transport, peer_transport })
     }
 }
@@ -47,12 +64,18 @@ impl Endpoint {
     /// A server on `listen`. Its own connections, to other brokers, show the same identity and trust its CA.
     /// Runs within a tokio runtime.
     pub fn server(listen: SocketAddr, identity: Arc<Identity>, options: &Options) -> Result<Self, Error> {
+        Self::serve(Listener::bind(listen, options)?, identity, options)
+    }
+
+    /// As [`Self::server`], on a socket that is bound already.
+    pub fn serve(listener: Listener, identity: Arc<Identity>, options: &Options) -> Result<Self, Error> {
         let crypto = tls::server(&identity)?;
         let trust = Trust::Pem(identity.ca_pem().to_owned());
         let shared = Shared::new(trust, Some(identity), options)?;
         let mut server = quinn::ServerConfig::with_crypto(crypto);
-        server.transport_config(shared.transport.clone()).migration(true);
-        let inner = bind(listen, options, Some(server))
+        server.transport_config(transport(options, options.streams)?).migration(true);
+        let Listener { socket, listen } = listener;
+        let inner = endpoint(socket, Some(server))
             .map_err(|source| Error::Listen { address: listen.to_string(), source })?;
         Ok(Self { inner, shared: Arc::new(shared) })
     }
@@ -61,8 +84,9 @@ impl Endpoint {
     pub fn client(trust: Trust, identity: Option<Arc<Identity>>, options: &Options) -> Result<Self, Error> {
         let shared = Shared::new(trust, identity, options)?;
         // One socket for both families; where the machine has no IPv6, for the one there is.
-        let inner = bind((Ipv6Addr::UNSPECIFIED, 0).into(), options, None)
-            .or_else(|_| bind((Ipv4Addr::UNSPECIFIED, 0).into(), options, None))
+        let inner = socket((Ipv6Addr::UNSPECIFIED, 0).into(), options)
+            .or_else(|_| socket((Ipv4Addr::UNSPECIFIED, 0).into(), options))
+            .and_then(|socket| endpoint(socket, None))
             .map_err(|source| Error::Listen { address: "any port".to_owned(), source })?;
         Ok(Self { inner, shared: Arc::new(shared) })
     }
@@ -116,12 +140,31 @@ impl Endpoint {
         name: &str,
         transport: Arc<TransportConfig>,
     ) -> Result<Connection, Error> {
-        let believed = tls::believe(&self.shared.trust, address)?;
-        let crypto = tls::client(&believed, self.shared.identity.as_deref())?;
+        let believed = match tls::believe(&self.shared.trust, address) {
+            Ok(believed) => believed,
+            Err(error @ Error::Untrusted { .. }) => {
+                // Only somebody who is there is distrusted. He is told nothing, and nothing he says is believed.
+                let anybody = self.attempt(address, name, transport, &Believed::anybody()).await?;
+                anybody.close(Close::Done);
+                return Err(error);
+            }
+            Err(error) => return Err(error),
+        };
+        self.attempt(address, name, transport, &believed).await
+    }
+
+    async fn attempt(
+        &self,
+        address: &str,
+        name: &str,
+        transport: Arc<TransportConfig>,
+        believed: &Believed,
+    ) -> Result<Connection, Error> {
+        let crypto = tls::client(believed, self.shared.identity.as_deref())?;
         let mut config = quinn::ClientConfig::new(crypto);
         config.transport_config(transport);
         let waited = self.shared.options.connect_timeout();
-        let race = self.race(address, name, config, &believed);
+        let race = self.race(address, name, config, believed);
         match tokio::time::timeout(waited, race).await {
             Ok(result) => result,
             Err(_) => Err(Error::NoAnswer { address: address.to_owned(), waited }),
@@ -152,8 +195,7 @@ impl Endpoint {
         while let Some(result) = attempts.join_next().await {
             match result {
                 Ok(Ok(inner)) => {
-                    let verified = !matches!(self.shared.trust, Trust::Insecure);
-                    return Ok(Connection::new(inner, verified, self.shared.options.preamble_timeout()));
+                    return Ok(Connection::new(inner, believed.is_checked(), &self.shared.options));
                 }
                 Ok(Err(Attempt::Broken(error))) => {
                     last = connection::refused(error, address, &believed.origin, &self.shared.options);
@@ -205,15 +247,21 @@ impl Incoming {
         let refused = |error| connection::refused(error, &address, "", options);
         let connecting = self.inner.accept().map_err(refused)?;
         match tokio::time::timeout(options.connect_timeout(), connecting).await {
-            Ok(Ok(inner)) => Ok(Connection::new(inner, true, options.preamble_timeout())),
+            Ok(Ok(inner)) => Ok(Connection::new(inner, true, options)),
             Ok(Err(error)) => Err(refused(error)),
             Err(_) => Err(Error::Silent),
         }
     }
 
-    /// Sends it away: more connections than are served.
-    pub fn refuse(self) {
-        self.inner.refuse();
+    /// Gives it back if it has proved that it receives at its address. Has it do so first otherwise (RFC 9000,
+    /// section 8.1.2): it knocks again, for which nothing is kept here.
+    pub fn validated(self) -> Option<Self> {
+        if self.inner.remote_address_validated() {
+            return Some(self);
+        }
+        // Fails for those who have proved it, and they are above.
+        drop(self.inner.retry());
+        None
     }
 }
 
@@ -237,15 +285,11 @@ async fn resolve(address: &str) -> Result<Vec<SocketAddr>, Error> {
     Ok(found)
 }
 
-fn bind(
-    address: SocketAddr,
-    options: &Options,
-    server: Option<quinn::ServerConfig>,
-) -> io::Result<quinn::Endpoint> {
+fn endpoint(socket: Socket, server: Option<quinn::ServerConfig>) -> io::Result<quinn::Endpoint> {
     quinn::Endpoint::new(
         quinn::EndpointConfig::default(),
         server,
-        socket(address, options)?.into(),
+        socket.into(),
         Arc::new(quinn::TokioRuntime),
     )
 }
@@ -267,8 +311,8 @@ fn socket(address: SocketAddr, options: &Options) -> io::Result<Socket> {
     Ok(socket)
 }
 
-/// The transport's limits, as quinn takes them. What is not set here is as QUIC's recovery (RFC 9002) has it.
-fn transport(options: &Options) -> Result<Arc<TransportConfig>, Error> {
+/// The transport's limits, as quinn takes them, with as many streams as the peer may open. What is not set here is as QUIC's recovery (RFC 9002) has it.
+fn transport(options: &Options, streams: u32) -> Result<Arc<TransportConfig>, Error> {
     options.validate().map_err(|error| Error::Tls(error.to_string()))?;
     let mut config = TransportConfig::default();
     let idle = IdleTimeout::try_from(Duration::from_millis(options.idle_timeout_ms))
@@ -277,7 +321,7 @@ fn transport(options: &Options) -> Result<Arc<TransportConfig>, Error> {
         .stream_receive_window(VarInt::from_u32(options.stream_window_bytes))
         .receive_window(VarInt::from_u32(options.connection_window_bytes))
         .send_window(options.send_window_bytes.into())
-        .max_concurrent_bidi_streams(VarInt::from_u32(options.streams))
+        .max_concurrent_bidi_streams(VarInt::from_u32(streams))
         .max_concurrent_uni_streams(VarInt::from_u32(0))
         .datagram_receive_buffer_size(None)
         .keep_alive_interval(Some(Duration::from_millis(options.keep_alive_ms)))

@@ -74,6 +74,9 @@ pub enum Error {
         /// Its words.
         reason: String,
     },
+    /// The peer lets this side open no more streams than it has open, for too long.
+    #[error("no stream can be opened: the peer takes no more on this connection (waited {0:?})")]
+    NoStream(Duration),
     /// This side closed the connection or its endpoint.
     #[error("the connection is closed")]
     LocallyClosed,
@@ -117,6 +120,7 @@ impl Error {
             | Self::Silent
             | Self::Lost(_)
             | Self::Closed { .. }
+            | Self::NoStream(_)
             | Self::Reset(_)
             | Self::Truncated => true,
             Self::Refused(refusal) => refusal.code.is_retriable(),

@@ -27,7 +27,7 @@ mod trust;
 
 pub use connection::{Close, Connection, LinkStats, Opening};
 pub use discard::{Discarded, drain, measure};
-pub use endpoint::{Endpoint, Incoming};
+pub use endpoint::{Endpoint, Incoming, Listener};
 pub use error::Error;
 pub use identity::{Identity, IdentityError};
 pub use options::{InvalidOptions, Options};

@@ -17,7 +17,7 @@ pub struct Options {
     pub send_window_bytes: u32,
     /// The UDP socket's buffer in each direction. The kernel may grant less (`net.core.rmem_max`).
     pub socket_buffer_bytes: u32,
-    /// Streams that a peer may hold open at once.
+    /// Streams that a peer may hold open at once, until it is allowed more by [`crate::Connection::allow_streams`].
     pub streams: u32,
     /// Silence after which a packet is sent to keep the connection, in milliseconds.
     pub keep_alive_ms: u64,
@@ -25,7 +25,7 @@ pub struct Options {
     pub idle_timeout_ms: u64,
     /// As `idle_timeout_ms`, for connections that a broker makes to another: a broker that is gone must be missed soon.
     pub peer_idle_timeout_ms: u64,
-    /// How long a connection may take to come about, in milliseconds.
+    /// How long a connection, or a stream on it, may take to come about, in milliseconds.
     pub connect_timeout_ms: u64,
     /// How long an opened stream may take to say what it is for, in milliseconds.
     pub preamble_timeout_ms: u64,
@@ -47,7 +47,7 @@ impl Default for Options {
             connection_window_bytes: 16 << 20,
             send_window_bytes: 8 << 20,
             socket_buffer_bytes: 4 << 20,
-            streams: limits::STREAMS_PER_CONNECTION,
+            streams: limits::STREAMS_AT_FIRST,
             keep_alive_ms: 5_000,
             idle_timeout_ms: 30_000,
             peer_idle_timeout_ms: 2_000,
@@ -96,7 +96,7 @@ impl Options {
         Ok(())
     }
 
-    /// How long a connection may take to come about.
+    /// How long a connection, or a stream on it, may take to come about.
     pub fn connect_timeout(&self) -> Duration {
         Duration::from_millis(self.connect_timeout_ms)
     }

@@ -49,10 +49,22 @@ pub(crate) struct Believed {
     pub(crate) origin: String,
 }
 
+impl Believed {
+    /// Any server.
+    pub(crate) fn anybody() -> Self {
+        Self { roots: None, origin: String::new() }
+    }
+
+    /// Whether a server has to show a certificate of a CA.
+    pub(crate) fn is_checked(&self) -> bool {
+        self.roots.is_some()
+    }
+}
+
 /// Finds the CA for the server at `address`.
 pub(crate) fn believe(trust: &Trust, address: &str) -> Result<Believed, Error> {
     let (pem, origin) = match trust {
-        Trust::Insecure => return Ok(Believed { roots: None, origin: String::new() }),
+        Trust::Insecure => return Ok(Believed::anybody()),
         Trust::Pem(pem) => (pem.clone(), "the CA given".to_owned()),
         Trust::File(file) => {
             let pem = std::fs::read_to_string(file)
@@ -110,7 +122,7 @@ pub(crate) fn client(
     Ok(Arc::new(QuicClientConfig::try_from(config).map_err(tls)?))
 }
 
-/// Takes any certificate, as long as the server has its key. For [`Trust::Insecure`] only.
+/// Takes any certificate, as long as the server has its key. For [`Believed::anybody`] only.
 #[derive(Debug)]
 struct AnyServer(WebPkiSupportedAlgorithms);
 

@@ -89,6 +89,14 @@ impl TrustStore {
         Ok(both.find(END).map(|at| both.split_at(at + END.len())).map(|(pem, key)| (pem.into(), key.into())))
     }
 
+    /// Removes the CA and its key that were left for `address`, if it is this CA.
+    pub fn withdraw_authority(&self, address: &str, ca_pem: &str) -> io::Result<()> {
+        match self.authority(address)? {
+            Some((left, _)) if left == ca_pem => std::fs::remove_file(self.authority_path(address)),
+            _ => Ok(()),
+        }
+    }
+
     fn authority_path(&self, address: &str) -> PathBuf {
         self.path(address).with_extension("authority")
     }
@@ -118,6 +126,12 @@ mod tests {
             assert_eq!(store.lookup(name).unwrap().as_deref(), Some("new"), "{name}");
         }
         assert_eq!(store.lookup("127.0.0.1:9441").unwrap(), None);
+        let ca = "-----BEGIN CERTIFICATE-----\n-----END CERTIFICATE-----\n";
+        store.publish_authority("localhost:9440", ca, "key").unwrap();
+        store.withdraw_authority("127.0.0.1:9440", "another").unwrap();
+        assert_eq!(store.authority("127.0.0.1:9440").unwrap(), Some((ca.to_owned(), "key".to_owned())));
+        store.withdraw_authority("127.0.0.1:9440", ca).unwrap();
+        assert_eq!(store.authority("127.0.0.1:9440").unwrap(), None);
         assert!(store.path("../../etc/passwd:1").starts_with(folder.path()));
         assert!(!store.path("../../etc/passwd:1").to_string_lossy().contains("/etc/"));
     }

@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use bus_protocol::{ErrorCode, PreambleError, StreamKind};
 use bus_transport::{
-    Close, Connection, Endpoint, Error, Identity, Options, RecvStream, SendStream, Trust, drain, measure,
+    Close, Connection, Endpoint, Error, Identity, Options, RecvStream, SendStream, Trust, TrustStore, drain,
+    measure,
 };
 use bytes::Bytes;
 use tempfile::TempDir;
@@ -215,6 +216,25 @@ async fn brokers_prove_who_they_are_to_each_other() {
     let accept = async { cluster.server.accept().await.unwrap().accept().await };
     let (near, _) = tokio::join!(second.connect_node(&cluster.address, 3), accept);
     assert!(matches!(near, Err(Error::Untrusted { .. })), "{near:?}");
+}
+
+#[tokio::test]
+async fn without_a_ca_for_an_address_only_who_answers_there_is_distrusted() {
+    let cluster = cluster();
+    let folder = tempfile::tempdir().unwrap();
+    let store = TrustStore::at(folder.path());
+    store.publish("127.0.0.1:1", cluster.identity.ca_pem()).unwrap();
+    let options = Options { connect_timeout_ms: 300, ..options() };
+    let client = Endpoint::client(Trust::Store(store), None, &options).unwrap();
+    // Bound, and silent: a port that nobody else takes meanwhile.
+    let silent = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let error = client.connect(&silent.local_addr().unwrap().to_string()).await.unwrap_err();
+    assert!(matches!(error, Error::NoAnswer { .. }), "{error}");
+    let accept = async { cluster.server.accept().await.unwrap().accept().await.unwrap() };
+    let (near, far) = tokio::join!(client.connect(&cluster.address), accept);
+    let error = near.unwrap_err();
+    assert!(matches!(error, Error::Untrusted { .. }), "{error}");
+    assert!(far.accept().await.is_err(), "it is told nothing");
 }
 
 #[tokio::test]

@@ -8,7 +8,7 @@ use bus_client::{Client, From, Record, Trust};
 use bus_protocol::batch::{BatchBuilder, Compression, assign};
 use bus_protocol::fetch::{FetchCredit, FetchOpen, FetchPush};
 use bus_protocol::produce::{ProduceAck, ProduceAnswer, ProduceOpen, ProduceOpened};
-use bus_protocol::request::{BrokerInfo, ClusterInfo, PartitionState, Request, Response, TopicInfo};
+use bus_protocol::request::{BrokerInfo, ClusterInfo, PartitionState, Quorum, Request, Response, TopicInfo};
 use bus_protocol::{StreamKind, TopicId, WireError};
 use bus_transport::{Endpoint, Error, Identity, Options, RecvStream, SendStream};
 use bytes::{Bytes, BytesMut};
@@ -45,6 +45,8 @@ async fn answer(address: &str, mut send: SendStream, mut recv: RecvStream) -> Re
             node: 1,
             version: String::new(),
             controller: Some(1),
+            quorum: Quorum { held: true, ..Quorum::default() },
+            throttle: None,
             brokers: vec![BrokerInfo {
                 node: 1,
                 address: address.to_owned(),

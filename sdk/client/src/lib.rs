@@ -50,7 +50,7 @@ pub use admin::{Admin, FunctionLog};
 pub use bus_protocol::batch::{Compression, Header, RecordBatch};
 pub use bus_protocol::fetch::Isolation;
 pub use bus_protocol::produce::Acks;
-pub use bus_protocol::request::{CreateTopic, Position};
+pub use bus_protocol::request::{CreateTopic, Moves, Position};
 pub use bus_transport::{Options as TransportOptions, Trust, TrustStore};
 pub use client::{Client, ClientBuilder, LinkSpeed};
 pub use error::Error;

@@ -9,6 +9,7 @@
 //!      └ .client()   .bus(["topic", "list"])   .node(1)
 //!   BrokerProcess ── one broker without a network of ours
 //!   History, replicas_agree ── is what is stored what was acknowledged, once, in order, on all replicas?
+//!   SmallDisk ── a disk that can be full
 //!   Chaos, Failover ── both of the above under random faults; how long a failover takes
 //! ```
 //!
@@ -39,13 +40,14 @@
 //! # anyhow::Ok(())
 //! ```
 //!
-//! Not here: faults of disks, which the log's own tests inject, and time that can be held, which the simulation has.
+//! Not here: other faults of disks, which the log's own tests inject, and time that can be held, which the simulation has.
 
 mod binary;
 mod broker;
 mod chaos;
 mod cluster;
 mod command;
+mod disk;
 mod failover;
 mod history;
 mod load;
@@ -59,6 +61,7 @@ pub use broker::{BrokerProcess, Builder};
 pub use chaos::{Chaos, ChaosReport};
 pub use cluster::{Cluster, ClusterBuilder, Node, wait_until};
 pub use command::{BusCommand, Finished, Running};
+pub use disk::SmallDisk;
 pub use failover::{Failover, FailoverReport};
 pub use history::{Checker, Counts, History, Outcome, Sent, Violation, Violations};
 pub use load::{Load, LoadResult, LoadUnderWay};

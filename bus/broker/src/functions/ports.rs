@@ -16,7 +16,7 @@ use bus_protocol::request::Request;
 use bus_protocol::{ErrorCode, Offset, PartitionId, TopicPartition, WireError, partition_for_key};
 use bus_replica::{Lane, Partition, Ticket};
 
-use crate::handler::fetch;
+use crate::feed;
 use crate::ingest::{Refused, try_ingest};
 use crate::node::Node;
 use crate::refusal::Refusal as _;
@@ -51,7 +51,7 @@ impl Source for PartitionSource {
             return Ok(Vec::new());
         }
         let node = up(&self.node)?;
-        match fetch::read(&node, &self.partition, from, max_bytes, end).await {
+        match feed::read(&node, &self.partition, from, max_bytes, end).await {
             Ok(read) => read
                 .chunks
                 .into_iter()

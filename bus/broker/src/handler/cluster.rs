@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use bus_metadata::{Applied, Command, balance, limits};
-use bus_protocol::request::{Answer, BrokerInfo, ClusterInfo, Response};
+use bus_metadata::{Applied, Balance, Command, balance, limits};
+use bus_protocol::request::{Answer, BrokerInfo, ClusterInfo, Moves, Quorum, Response};
 use bus_protocol::{ErrorCode, NodeId, PartitionId, TopicId, TopicName, WireError};
 
 use crate::node::Node;
@@ -23,11 +23,15 @@ pub(super) fn info(node: &Node) -> ClusterInfo {
         rack: broker.rack.clone(),
         voter: voters.contains_key(&broker.node),
     });
+    let bus_metadata::Quorum { held, ago, silent } = node.metadata.quorum();
+    let ago_ms = ago.map(|ago| u64::try_from(ago.as_millis()).unwrap_or(u64::MAX));
     ClusterInfo {
         cluster_id: image.cluster_id().unwrap_or_default().to_owned(),
         node: node.id,
         version: env!("CARGO_PKG_VERSION").to_owned(),
-        controller: node.metadata.leader(),
+        controller: node.metadata.leader().filter(|leader| held && !silent.contains(leader)),
+        quorum: Quorum { held, ago_ms, silent },
+        throttle: image.replication_throttle(),
         brokers: brokers.collect(),
     }
 }
@@ -45,15 +49,28 @@ pub(super) async fn reassign(
     let image = node.metadata.image();
     let id = image.topic(topic).ok_or_else(|| unknown_topic(topic))?.id;
     let changes = assignments.into_iter().map(|(partition, replicas)| (id, partition, replicas));
-    move_replicas(node, changes.collect(), throttle).await
+    let partitions = move_replicas(node, changes.collect(), throttle).await?;
+    Ok(Response::Reassigning(Moves { partitions, ..Moves::default() }))
 }
 
 pub(super) async fn rebalance(node: &Arc<Node>, throttle: Option<u64>) -> Answer {
     let image = node.metadata.image();
-    move_replicas(node, balance(&image), throttle).await
+    let Balance { changes, under_way, silent } = balance(&image);
+    let partitions = move_replicas(node, changes, throttle).await?;
+    let count = |partitions| u32::try_from(partitions).unwrap_or(u32::MAX);
+    Ok(Response::Reassigning(Moves { partitions, under_way: count(under_way), silent: count(silent) }))
 }
 
-async fn move_replicas(node: &Arc<Node>, changes: Vec<Change>, throttle: Option<u64>) -> Answer {
+async fn move_replicas(
+    node: &Arc<Node>,
+    changes: Vec<Change>,
+    throttle: Option<u64>,
+) -> Result<u32, WireError> {
+    // The throttle is set also where nothing has to move: of what is under way.
+    if changes.is_empty() && throttle.is_some() {
+        node.change(Command::Reassign { changes, throttle }).await?;
+        return Ok(0);
+    }
     let mut partitions = 0;
     for some in changes.chunks(limits::PARTITIONS_PER_COMMAND) {
         match node.change(Command::Reassign { changes: some.to_vec(), throttle }).await? {
@@ -64,5 +81,5 @@ async fn move_replicas(node: &Arc<Node>, changes: Vec<Change>, throttle: Option<
             }
         }
     }
-    Ok(Response::Reassigning { partitions })
+    Ok(partitions)
 }

@@ -10,6 +10,7 @@ use bus_transport::{RecvStream, SendStream};
 use bytes::Bytes;
 use tokio::sync::watch;
 
+use crate::feed::Feed;
 use crate::node::Node;
 use crate::refusal::Refusal as _;
 use crate::topics::Topic;
@@ -93,7 +94,7 @@ async fn push(
     send: &mut SendStream,
     mut granted: watch::Receiver<u64>,
 ) -> Result<(), bus_transport::Error> {
-    let mut used = 0u64;
+    let (mut used, mut feed) = (0u64, Feed::default());
     let mut moved = partition.watch();
     loop {
         let Ok(credit) = granted.wait_for(|granted| *granted > used).await.map(|granted| *granted - used)
@@ -107,7 +108,7 @@ async fn push(
             return refuse(send, refused).await;
         };
         let most = usize::try_from(credit).unwrap_or(usize::MAX).min(limits::FETCH_PUSH_BYTES);
-        let read = match read(node, partition, from, most, high_watermark).await {
+        let read = match feed.next(node, partition, from, most, high_watermark).await {
             Ok(read) => read,
             Err(error) => {
                 return refuse(send, node.moved_on(topic.id, partition.number(), error.refusal())).await;
@@ -118,33 +119,6 @@ async fn push(
         used += bytes as u64;
         from = read.next_offset;
         node.metrics.fetched_bytes.increment(bytes as u64);
-    }
-}
-
-/// Reads from memory at once, from the disk on a thread that may wait for it. A replica that proves damaged takes
-/// nothing any more, and is repaired from another.
-pub(crate) async fn read(
-    node: &Node,
-    partition: &Partition,
-    from: Offset,
-    most: usize,
-    below: Offset,
-) -> Result<bus_log::Read, bus_log::Error> {
-    if let Some(read) = partition.reader().read_hot(from, most, below)? {
-        return Ok(read);
-    }
-    let reader = partition.reader().clone();
-    match node.runtime.disk.spawn_blocking(move || reader.read(from, most, below)).await {
-        Ok(read) => {
-            if let Err(error @ bus_log::Error::Damaged { .. }) = &read {
-                partition.damaged(error).await;
-            }
-            read
-        }
-        Err(ended) => match ended.try_into_panic() {
-            Ok(panic) => std::panic::resume_unwind(panic),
-            Err(_) => Err(bus_log::Error::Deleted(Default::default())),
-        },
     }
 }
 

@@ -1,6 +1,7 @@
 //! A replication stream: a follower is sent what this node's replica holds, and says what it has stored.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bus_protocol::replicate::{FollowerFrame, LeaderFrame, ReplicateOpen};
 use bus_protocol::{Epoch, ErrorCode, NodeId, Offset, WireError, limits};
@@ -8,13 +9,19 @@ use bus_replica::Partition;
 use bus_transport::{RecvStream, SendStream};
 use bytes::Bytes;
 use tokio::sync::watch;
+use tokio::time::Instant;
 
+use crate::feed::Feed;
 use crate::node::Node;
 use crate::refusal::Refusal as _;
 use crate::topics::Topic;
 
 /// How often a follower may be told to cut its log before batches flow: once for each of its epochs, at most.
 const ROUNDS: usize = 10_000;
+
+/// How long what a follower is to know of the leader's state, and no batch carries, waits for one that does. Nobody reads
+/// from a follower: it needs this when it comes to lead, and to drop what its leader has dropped.
+const TOLD_WITHIN: Duration = Duration::from_millis(100);
 
 /// One follower's stream. Dropped with its connection.
 struct Follower {
@@ -115,7 +122,8 @@ async fn listen(
     Ok(())
 }
 
-/// Sends what is appended, as it is appended, and where the high watermark is.
+/// Sends what is appended, as it is appended, and where the high watermark is: with batches, or [`TOLD_WITHIN`] after it
+/// moved.
 async fn push(
     node: &Arc<Node>,
     follower: &Follower,
@@ -125,8 +133,8 @@ async fn push(
     let Follower { topic, partition, open, .. } = follower;
     let mut ends = partition.watch_end();
     let mut commits = partition.watch();
-    let (mut from, mut told) = (open.log.end, (-1, -1));
-    let mut window = Window::default();
+    let mut from = open.log.end;
+    let (mut feed, mut window, mut news) = (Feed::default(), Window::default(), News::new(Instant::now()));
     loop {
         let committed = *commits.borrow_and_update();
         if !committed.leads || committed.epoch != open.leader_epoch {
@@ -136,7 +144,7 @@ async fn push(
         window.forget(*stored.borrow_and_update());
         let room = window.bytes < limits::REPLICA_BYTES_IN_FLIGHT;
         if from < end && room {
-            let read = super::fetch::read(node, partition, from, limits::FETCH_PUSH_BYTES, end).await;
+            let read = feed.next(node, partition, from, limits::FETCH_PUSH_BYTES, end).await;
             let read = match read {
                 Ok(read) => read,
                 Err(error) => return refuse(send, error.refusal()).await,
@@ -145,19 +153,19 @@ async fn push(
             node.catch_up.pass(node, topic, open, bytes).await;
             from = read.next_offset;
             window.sent(from, bytes);
-            told = push_frame(send, partition, &read.chunks).await?;
-            node.metrics.replicated_bytes.increment(bytes as u64);
+            news.told(push_frame(node, send, partition, &read.chunks).await?);
             continue;
         }
-        if (committed.high_watermark, partition.reader().log_start()) > told {
-            told = push_frame(send, partition, &[]).await?;
-            continue;
-        }
+        let due = news.due((committed.high_watermark, partition.reader().log_start()), Instant::now());
         // Whoever of them is gone: the replica was closed, or the follower left.
         let gone = tokio::select! {
             changed = ends.changed() => changed.is_err(),
             changed = commits.changed() => changed.is_err(),
             changed = stored.changed(), if !room => changed.is_err(),
+            () = at(due), if due.is_some() => {
+                news.told(push_frame(node, send, partition, &[]).await?);
+                false
+            }
         };
         if gone {
             return send.finish();
@@ -167,14 +175,52 @@ async fn push(
 
 /// Sends batches, or none; gives the high watermark and the log start that went along.
 async fn push_frame(
+    node: &Node,
     send: &mut SendStream,
     partition: &Partition,
     chunks: &[Bytes],
-) -> Result<(Offset, Offset), bus_transport::Error> {
+) -> Result<State, bus_transport::Error> {
     let high_watermark = partition.high_watermark();
     let log_start = partition.reader().log_start();
     send.write_frame(&LeaderFrame::Batches { high_watermark, log_start }, chunks).await?;
+    node.metrics.replicated_pushes.increment(1);
+    node.metrics.replicated_bytes.increment(chunks.iter().map(|chunk| chunk.len() as u64).sum());
     Ok((high_watermark, log_start))
+}
+
+/// The leader's high watermark and log start.
+type State = (Offset, Offset);
+
+/// What the follower was told, and until when it is to be told more.
+struct News {
+    told: State,
+    due: Option<Instant>,
+}
+
+impl News {
+    /// One that knows nothing is told at once.
+    fn new(now: Instant) -> Self {
+        Self { told: (-1, -1), due: Some(now) }
+    }
+
+    fn told(&mut self, state: State) {
+        *self = Self { told: state, due: None };
+    }
+
+    /// When the follower is to be told of the leader's `state` without a batch; `None` where it knows.
+    fn due(&mut self, state: State, now: Instant) -> Option<Instant> {
+        if state > self.told && self.due.is_none() {
+            self.due = Some(now + TOLD_WITHIN);
+        }
+        self.due
+    }
+}
+
+/// Resolves then; at once where there is no such time.
+async fn at(due: Option<Instant>) {
+    if let Some(due) = due {
+        tokio::time::sleep_until(due).await;
+    }
 }
 
 /// What is sent and not yet stored.
@@ -204,4 +250,25 @@ fn stepped_down(epoch: Epoch) -> WireError {
 async fn refuse(send: &mut SendStream, refused: WireError) -> Result<(), bus_transport::Error> {
     send.write_frame(&LeaderFrame::Refused(refused), &[]).await?;
     send.finish()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_no_batch_carries_is_told_a_little_later_and_once() {
+        let began = Instant::now();
+        let (soon, later) = (began + Duration::from_millis(40), began + Duration::from_millis(80));
+        let mut news = News::new(began);
+        assert_eq!(news.due((0, 0), began), Some(began), "one that knows nothing does not wait");
+        news.told((0, 0));
+        assert_eq!(news.due((0, 0), began), None);
+        assert_eq!(news.due((1, 0), began), Some(began + TOLD_WITHIN));
+        assert_eq!(news.due((2, 0), soon), Some(began + TOLD_WITHIN), "more news do not put it off");
+        // A batch carries it.
+        news.told((2, 0));
+        assert_eq!(news.due((2, 0), later), None);
+        assert_eq!(news.due((2, 1), later), Some(later + TOLD_WITHIN));
+    }
 }

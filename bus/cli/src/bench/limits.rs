@@ -1,12 +1,12 @@
 //! What the machine itself can do.
 
-use std::fs::{self, File};
-use std::io::{self, Write as _};
+use std::io;
 use std::path::Path;
 use std::time::Duration;
 
 use anyhow::Context as _;
 use bus_client::Client;
+use bus_log::storage::{DiskStorage, Storage as _};
 use tokio::time::Instant;
 
 use super::Bench;
@@ -53,22 +53,24 @@ pub(super) async fn measure(client: &Client, args: &Bench) -> anyhow::Result<Lim
     Ok(Limits { quic: megabytes(link.bytes, link.elapsed), disk_each, disk_grouped })
 }
 
-/// Writes for a while, in groups that end with an fdatasync.
+/// Writes for a while, in groups that end with an fdatasync, the way that a log writes: past the page cache, where the
+/// file system takes that.
 fn write(folder: &Path, group: u32) -> io::Result<f64> {
-    let path = folder.join(format!("bus-bench-{}.tmp", std::process::id()));
-    let result = write_file(&path, group);
-    fs::remove_file(&path)?;
+    let (storage, path) =
+        (DiskStorage::default(), folder.join(format!("bus-bench-{}.tmp", std::process::id())));
+    let result = write_file(&storage, &path, group);
+    storage.remove_file(&path)?;
     result
 }
 
-fn write_file(path: &Path, group: u32) -> io::Result<f64> {
+fn write_file(storage: &DiskStorage, path: &Path, group: u32) -> io::Result<f64> {
     let chunk = vec![0x5a; WRITE_BYTES];
-    let mut file = File::create(path)?;
+    let file = storage.create(path)?;
     let started = Instant::now();
     let mut bytes = 0;
     while started.elapsed() < EACH {
         for _ in 0..group {
-            file.write_all(&chunk)?;
+            file.write_at(&[&chunk], bytes)?;
             bytes += WRITE_BYTES as u64;
         }
         file.sync_data()?;

@@ -34,8 +34,13 @@ pub(crate) enum Cluster {
   bus cluster status -o json | jq -r 'select(.state != \"up\") | .node'
   bus cluster status --server 10.0.0.1:9440 --ca ca.pem -o json
 
-STATE: up, fenced (silent: it leads nothing), or drained. Below the brokers: each partition that is offline, lacks an in-sync
-replica, or is on its way to other brokers. With -o json only the brokers: see `bus topic describe` for partitions.")]
+STATE: up, fenced (silent: it leads nothing), drained, or both. CONTROLLER: decides for the cluster; nobody does without a
+majority of the voters, and a line says so. VOTER: votes on the cluster's metadata, which can be changed while most voters run.
+EPOCH: of its registration, raised at each start. LEADERS, REPLICAS: partitions that it leads, and holds. UNDER-REPLICATED: of
+those it holds, the ones in which it is not in sync. OFFLINE: of those it holds, the ones that nobody leads, so that they are
+neither read nor written.
+Below the brokers: each partition that is offline, lacks an in-sync replica, or is on its way to other brokers. With -o json only
+the brokers: see `bus topic describe` for partitions.")]
     Status,
     Drain(leadership::Drain),
     AddBack(leadership::AddBack),

@@ -3,17 +3,18 @@
 use std::collections::BTreeSet;
 
 use anyhow::Context as _;
-use bus_client::Client;
+use bus_client::{Client, Moves};
 use bus_protocol::request::{ClusterInfo, TopicInfo};
 use bus_protocol::{NodeId, PartitionId, TopicName};
 use clap::Args;
 
-use super::wait::{self, Left, Wait};
+use super::status::named;
+use super::wait::{Left, Wait};
 use crate::failure::{message, usage};
 use crate::interrupt::Interrupt;
 use crate::{output, units};
 
-/// Topics whose leaders are asked how far the new replicas are, for the progress bar.
+/// Topics whose leaders are asked how far the new replicas are.
 const ASKED: usize = 16;
 
 /// Give a topic's partitions other replicas
@@ -25,7 +26,7 @@ const ASKED: usize = 16;
 
 Without --partition all partitions get these replicas, and the preferred leader goes round: partition i's is the i-th of the
 list. With it, the first of the list is. Records move in the background, and the old replicas go when the new ones are in
-sync. Ends when they are. The same again with the old replicas calls it off.")]
+sync. Ends when they are. Refused where one of the brokers is down. The same again with the old replicas calls it off.")]
 pub(crate) struct Reassign {
     /// The topic
     topic: TopicName,
@@ -46,7 +47,8 @@ pub(crate) struct Reassign {
   bus cluster rebalance --throttle 50MiB
   bus cluster drain 3 && bus cluster rebalance # broker 3 gives its replicas away
 
-Moves as few replicas as that takes, and spreads over racks first. Records move in the background. Ends when all is done.")]
+Moves as few replicas as that takes, and spreads over racks first. Partitions that are being reassigned, and those whose move
+would wait for a broker that is down, stay as they are. Records move in the background. Ends when all is done.")]
 pub(crate) struct Rebalance {
     #[command(flatten)]
     how: How,
@@ -54,8 +56,8 @@ pub(crate) struct Rebalance {
 
 #[derive(Debug, Args)]
 struct How {
-    /// Bytes a second that each broker sends to new replicas at most; 0 for no limit. It stays until it is changed
-    #[arg(long, value_name = "SIZE", value_parser = units::size)]
+    /// What each broker sends to new replicas a second at most, as in 50MiB; 0 for no limit. It stays until it is changed
+    #[arg(long, value_name = "SIZE[/s]", value_parser = units::rate)]
     throttle: Option<u64>,
     /// Do not wait until the replicas have moved
     #[arg(long)]
@@ -76,7 +78,7 @@ pub(super) async fn reassign(client: &Client, args: Reassign, interrupt: &Interr
     };
     let moving = interrupt.or(asked).await.with_context(|| format!("cannot reassign topic {topic}"))?;
     let what = format!("{topic} on nodes {}", output::list(&replicas));
-    settle(client, moving, &how, interrupt, Some(&topic), &what).await
+    settle(client, moving.partitions, &how, interrupt, Some(&topic), &what).await
 }
 
 pub(super) async fn rebalance(
@@ -85,8 +87,17 @@ pub(super) async fn rebalance(
     interrupt: &Interrupt,
 ) -> anyhow::Result<()> {
     let asked = async { Ok(client.admin().rebalance(args.how.throttle).await?) };
-    let moving = interrupt.or(asked).await.context("cannot rebalance the cluster")?;
-    settle(client, moving, &args.how, interrupt, None, "the cluster").await
+    let Moves { partitions, under_way, silent } =
+        interrupt.or(asked).await.context("cannot rebalance the cluster")?;
+    for (count, why) in [
+        (under_way, "being reassigned already"),
+        (silent, "waiting for a broker that is down: start it, or drain it, and rebalance again"),
+    ] {
+        if count > 0 {
+            message(&format!("left as they are: {} partitions, {why}", units::show_count(count.into())));
+        }
+    }
+    settle(client, partitions, &args.how, interrupt, None, "the cluster").await
 }
 
 /// The list for each partition: as it is for those that are named, else turned by one from partition to partition, so
@@ -135,18 +146,24 @@ async fn left(client: &Client, topic: Option<&TopicName>) -> anyhow::Result<Left
     let admin = client.admin();
     let topics = admin.topics(topic.map(|topic| vec![topic.clone()])).await?;
     let cluster = admin.cluster().await?;
-    let partitions = moving(&topics, &cluster, topic.is_some()).count();
-    let records = if partitions > 0 && wait::is_watched() { records(client, &topics).await } else { None };
-    Ok(Left { partitions, records, held_up: silent(&cluster, &topics) })
+    let waiting: Vec<_> = waiting(&topics, &cluster, topic.is_some()).collect();
+    let records = if waiting.is_empty() { None } else { records(client, &topics).await };
+    let waits_for: BTreeSet<NodeId> = waiting.iter().flat_map(|(_, missing)| missing).copied().collect();
+    let held_up = silent(&cluster, &waits_for);
+    Ok(Left { partitions: waiting.len(), records, waits_for: waits_for.into_iter().collect(), held_up })
 }
 
-/// The partitions that are not done. A replica that is only added needs no target: it is done when it is in sync, which
-/// counts where the user has named it or it is up to get there.
-fn moving(topics: &[TopicInfo], cluster: &ClusterInfo, named: bool) -> impl Iterator<Item = PartitionId> {
+/// The partitions that are not done, and for whom they wait. A replica that is only added needs no target: it is done when
+/// it is in sync, which counts where the user has named it or it is up to get there.
+fn waiting(
+    topics: &[TopicInfo],
+    cluster: &ClusterInfo,
+    named: bool,
+) -> impl Iterator<Item = (PartitionId, Vec<NodeId>)> {
     let up = |node: &NodeId| cluster.brokers.iter().any(|broker| broker.node == *node && !broker.fenced);
-    lacking(topics).filter_map(move |(partition, targeted, missing)| {
-        let waits = targeted || missing.iter().any(|node| named || up(node));
-        waits.then_some(partition)
+    lacking(topics).filter_map(move |(partition, targeted, mut missing)| {
+        missing.retain(|node| targeted || named || up(node));
+        (targeted || !missing.is_empty()).then_some((partition, missing))
     })
 }
 
@@ -163,14 +180,13 @@ fn lacking(topics: &[TopicInfo]) -> impl Iterator<Item = (PartitionId, bool, Vec
     })
 }
 
-/// The brokers that partitions wait for and that cannot take them.
-fn silent(cluster: &ClusterInfo, topics: &[TopicInfo]) -> Option<String> {
-    let wanted: BTreeSet<NodeId> = lacking(topics).flat_map(|(_, _, missing)| missing).collect();
-    let fenced = cluster.brokers.iter().filter(|broker| broker.fenced && wanted.contains(&broker.node));
-    let fenced: Vec<_> = fenced.map(|broker| format!("{} at {}", broker.node, broker.address)).collect();
-    (!fenced.is_empty()).then(|| {
-        format!("waits for node {}, which is silent: start it, or reassign again", fenced.join(", "))
-    })
+/// Who of those that are waited for cannot take anything.
+fn silent(cluster: &ClusterInfo, waits_for: &BTreeSet<NodeId>) -> Option<String> {
+    let fenced = cluster.brokers.iter().filter(|broker| broker.fenced && waits_for.contains(&broker.node));
+    let fenced: Vec<_> = fenced.map(|broker| named(broker.node, &cluster.brokers)).collect();
+    let waits =
+        || format!("waits for node {}, which is down: start it, or reassign again", fenced.join(", "));
+    (!fenced.is_empty()).then(waits)
 }
 
 /// How many records the new replicas lack, as far as their leaders say.
@@ -218,17 +234,15 @@ mod tests {
         let topics = [topic("t", partitions)];
         let brokers =
             |fenced| cluster(vec![broker(1, true, false), broker(2, false, false), broker(3, fenced, false)]);
-        let of = |fenced, named| moving(&topics, &brokers(fenced), named).collect::<Vec<_>>();
-        assert_eq!(of(false, true), [0, 2, 3, 4]);
-        assert_eq!(of(false, false), [0, 3, 4]);
-        assert_eq!(of(true, false), [0, 4]);
-        let topics = &topics[..];
-        let [topic] = topics else { unreachable!() };
-        let topics = [TopicInfo { partitions: topic.partitions[..2].to_vec(), ..topic.clone() }];
-        assert_eq!(silent(&brokers(false), &topics), None);
+        let of = |fenced, named| waiting(&topics, &brokers(fenced), named).collect::<Vec<_>>();
+        assert_eq!(of(false, true), [(0, vec![3]), (2, vec![1]), (3, vec![3]), (4, vec![])]);
+        assert_eq!(of(false, false), [(0, vec![3]), (3, vec![3]), (4, vec![])]);
+        assert_eq!(of(true, false), [(0, vec![3]), (4, vec![])]);
+        let waits_for = BTreeSet::from([2, 3]);
+        assert_eq!(silent(&brokers(false), &waits_for), None);
         assert_eq!(
-            silent(&brokers(true), &topics).unwrap(),
-            "waits for node 3 at 10.0.0.3:9440, which is silent: start it, or reassign again"
+            silent(&brokers(true), &waits_for).unwrap(),
+            "waits for node 3 at 10.0.0.3:9440, which is down: start it, or reassign again"
         );
     }
 }

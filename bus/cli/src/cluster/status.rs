@@ -1,5 +1,7 @@
 //! `bus cluster status`.
 
+use std::time::Duration;
+
 use bus_client::Client;
 use bus_protocol::request::{BrokerInfo, ClusterInfo, PartitionState, TopicInfo};
 use bus_protocol::{NodeId, PartitionId};
@@ -7,7 +9,7 @@ use serde::Serialize;
 
 use crate::failure::message;
 use crate::output::{self, Format};
-use crate::units::show_count;
+use crate::units::{show_count, show_duration, show_rate};
 
 /// Partitions that the table shows; their number is said in any case.
 const SHOWN: usize = 50;
@@ -20,6 +22,9 @@ pub(crate) struct Status {
     /// How many there are, replicas not counted.
     partitions: usize,
     attention: Vec<Attention>,
+    /// What to say where the cluster has no majority.
+    warning: Option<String>,
+    throttle: Option<u64>,
 }
 
 #[derive(Debug, Serialize)]
@@ -42,6 +47,10 @@ struct Broker {
     voter: bool,
     drained: bool,
     cluster: String,
+    /// Whether most of the voters stand behind a controller; where not, all of this may be old.
+    quorum: bool,
+    /// Bytes a second that each broker sends at most to replicas that are being added.
+    throttle: Option<u64>,
 }
 
 /// A partition that is not as it should be, or not yet.
@@ -79,22 +88,36 @@ impl Status {
                 voter: broker.voter,
                 drained: broker.drained,
                 cluster: cluster.cluster_id.clone(),
+                quorum: cluster.quorum.held,
+                throttle: cluster.throttle,
             }
         });
         let brokers = brokers.collect();
         let count = partitions().count();
         let mut attention: Vec<_> = topics.into_iter().flat_map(attention).collect();
         attention.sort_by(|a, b| (&a.topic, a.partition).cmp(&(&b.topic, b.partition)));
-        Self { cluster_id: cluster.cluster_id.clone(), brokers, partitions: count, attention }
+        Self {
+            cluster_id: cluster.cluster_id.clone(),
+            brokers,
+            partitions: count,
+            attention,
+            warning: warning(cluster),
+            throttle: cluster.throttle,
+        }
     }
 
-    /// Whether all brokers are up and all replicas in sync, where they belong.
+    /// Whether all brokers are up, and agree, and all replicas are in sync, where they belong.
     pub(crate) fn is_well(&self) -> bool {
-        self.attention.is_empty() && self.brokers.iter().all(|broker| broker.state == "up")
+        self.warning.is_none()
+            && self.attention.is_empty()
+            && self.brokers.iter().all(|broker| broker.state == "up")
     }
 
     /// Prints it.
     pub(crate) fn print(&self, format: Format) -> anyhow::Result<()> {
+        if let Some(warning) = &self.warning {
+            message(warning);
+        }
         if format.is_json() {
             return output::json(&self.brokers);
         }
@@ -126,7 +149,11 @@ impl Status {
             vec![
                 broker.node.to_string(),
                 broker.address.clone(),
-                broker.state.to_owned(),
+                if broker.drained && broker.state != DRAINED {
+                    format!("{}, {DRAINED}", broker.state)
+                } else {
+                    broker.state.to_owned()
+                },
                 yes(broker.controller),
                 yes(broker.voter),
                 broker.epoch.to_string(),
@@ -171,19 +198,54 @@ impl Status {
         let wrong = wrong.into_iter().filter(|(_, count)| *count > 0);
         let wrong: Vec<_> = wrong.map(|(why, count)| format!("{} {why}", show_count(count as u64))).collect();
         let how = if wrong.is_empty() { "all in sync".to_owned() } else { wrong.join(", ") };
-        format!("cluster {}: {partitions}, {how}", self.cluster_id)
+        let moving = self.attention.iter().any(|partition| partition.state.target.is_some());
+        let throttle = self.throttle.filter(|_| moving);
+        let throttle = throttle.map(|rate| format!(" (each broker sends {} at most)", show_rate(rate)));
+        format!("cluster {}: {partitions}, {how}{}", self.cluster_id, throttle.unwrap_or_default())
     }
 }
 
 const OFFLINE: &str = "offline";
 const UNDER_REPLICATED: &str = "under-replicated";
 const MOVING: &str = "moving";
+const DRAINED: &str = "drained";
 
 fn state(broker: &BrokerInfo) -> &'static str {
     match broker {
         BrokerInfo { fenced: true, .. } => "fenced",
-        BrokerInfo { drained: true, .. } => "drained",
+        BrokerInfo { drained: true, .. } => DRAINED,
         _ => "up",
+    }
+}
+
+/// What the broker that was asked says of the majority, where it knows of none.
+fn warning(cluster: &ClusterInfo) -> Option<String> {
+    let ClusterInfo { node, quorum, brokers, .. } = cluster;
+    if quorum.held {
+        return None;
+    }
+    let voters = brokers.iter().filter(|broker| broker.voter).count();
+    let since = match quorum.ago_ms {
+        Some(ago) => format!("for {}", show_duration(Duration::from_millis(ago))),
+        None => "since it started".to_owned(),
+    };
+    let silent: Vec<_> = quorum.silent.iter().map(|silent| named(*silent, brokers)).collect();
+    let silent = match &silent[..] {
+        [] => String::new(),
+        [one] => format!("; voter {one} does not answer it: start it"),
+        several => format!("; voters {} do not answer it: start them", several.join(", ")),
+    };
+    Some(format!(
+        "no majority: node {node} has heard of no controller with most of the {voters} voters behind it {since}{silent}; \
+         what it shows may be old, and nothing can be changed until then"
+    ))
+}
+
+/// A node and where it is.
+pub(super) fn named(node: NodeId, brokers: &[BrokerInfo]) -> String {
+    match brokers.iter().find(|broker| broker.node == node) {
+        Some(broker) => format!("{node} at {}", broker.address),
+        None => node.to_string(),
     }
 }
 
@@ -206,6 +268,7 @@ fn attention(topic: TopicInfo) -> impl Iterator<Item = Attention> {
 
 #[cfg(test)]
 pub(super) mod tests {
+    use bus_protocol::request::Quorum;
     use bus_protocol::{TopicId, TopicName};
 
     use super::*;
@@ -217,7 +280,8 @@ pub(super) mod tests {
 
     pub(crate) fn cluster(brokers: Vec<BrokerInfo>) -> ClusterInfo {
         let (cluster_id, version) = ("c".to_owned(), "0".to_owned());
-        ClusterInfo { cluster_id, node: 1, version, controller: Some(2), brokers }
+        let quorum = Quorum { held: true, ago_ms: Some(9), silent: vec![] };
+        ClusterInfo { cluster_id, node: 1, version, controller: Some(2), quorum, throttle: None, brokers }
     }
 
     pub(crate) fn partition(
@@ -266,5 +330,34 @@ pub(super) mod tests {
         let status = Status::of(&cluster(brokers), vec![topic("orders", orders)]);
         assert!(status.is_well());
         assert_eq!(status.sentence(), "cluster c: 1 partition, all in sync");
+    }
+
+    #[test]
+    fn a_majority_that_is_gone_is_said() {
+        let brokers = vec![broker(1, false, false), broker(2, false, false), broker(3, false, false)];
+        let mut cluster = cluster(brokers);
+        cluster.controller = None;
+        cluster.quorum = Quorum { held: false, ago_ms: Some(12_400), silent: vec![2, 3] };
+        let status = Status::of(&cluster, vec![]);
+        assert!(!status.is_well());
+        let warning = status.warning.unwrap();
+        assert!(
+            warning.contains("most of the 3 voters behind it for 12 s; voters 2 at 10.0.0.2:9440, 3 at ")
+        );
+        assert!(status.brokers.iter().all(|broker| !broker.controller && !broker.quorum));
+        cluster.quorum = Quorum::default();
+        assert!(super::warning(&cluster).unwrap().contains("behind it since it started; what"));
+    }
+
+    #[test]
+    fn the_throttle_shows_while_replicas_move() {
+        let mut cluster = cluster(vec![broker(1, false, false), broker(2, false, false)]);
+        cluster.throttle = Some(50 << 20);
+        let of =
+            |target| Status::of(&cluster, vec![topic("t", vec![partition(Some(1), &[1], &[1], target)])]);
+        assert_eq!(of(None).sentence(), "cluster c: 1 partition, all in sync");
+        let moving = "cluster c: 1 partition, 1 moving (each broker sends 50 MiB/s at most)";
+        assert_eq!(of(Some(&[2])).sentence(), moving);
+        assert!(of(None).brokers.iter().all(|broker| broker.throttle == Some(50 << 20)));
     }
 }

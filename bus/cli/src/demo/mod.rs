@@ -28,6 +28,7 @@ use crate::cluster::Status;
 use crate::failure::message;
 use crate::interrupt::Interrupt;
 use crate::output::{self, Format};
+use crate::scratch::Scratch;
 use crate::units::show_count;
 
 use self::check::Ledger;
@@ -63,12 +64,9 @@ const ROUTED: [&str; 3] = ["flights.delayed", "flights.on-time", "flights.cancel
 /// An event that lacks an airport.
 const INVALID: &str = r#"{"carrier":"UA","flight":1545,"tailnum":"N14228","dest":"IAH","dep_delay":2}"#;
 
-pub(crate) async fn run(args: Demo, interrupt: Interrupt) -> anyhow::Result<()> {
-    let folder = tempfile::Builder::new().prefix("bus-demo-").tempdir();
-    let folder = folder.context("cannot make a temporary folder: set TMPDIR to one that can be written")?;
-    let result = interrupt.or(Box::pin(replay(&args, folder.path()))).await;
-    folder.close().context("cannot delete the temporary folder")?;
-    result
+pub(crate) async fn run(args: Demo, interrupt: Interrupt, scratch: &Scratch) -> anyhow::Result<()> {
+    let folder = scratch.folder("bus-demo-")?;
+    interrupt.or(Box::pin(replay(&args, &folder))).await
 }
 
 async fn replay(args: &Demo, folder: &Path) -> anyhow::Result<()> {

@@ -4,35 +4,109 @@ use std::fs::{self, OpenOptions};
 use std::io::{self, IoSlice, Seek, SeekFrom, Write};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::{File, Storage};
+use bytes::Bytes;
+
+use super::buffers::{BLOCK, Buffers};
+use super::direct::{self, Direct};
+use super::parts::Parts;
+use super::{File, Storage, read_copy};
 
 /// The machine's file system. Paths are taken as they come.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct DiskStorage;
+///
+/// Large writes, and large reads of files that were not written in small pieces, go past the page cache where they can,
+/// unless told otherwise: who reads what is old pushes nothing out of it.
+#[derive(Clone, Debug)]
+pub struct DiskStorage {
+    buffers: Buffers,
+    direct: bool,
+}
+
+impl Default for DiskStorage {
+    fn default() -> Self {
+        Self::new(true)
+    }
+}
 
 #[derive(Debug)]
 struct DiskFile {
     file: fs::File,
+    direct: Option<Direct>,
+    buffers: Buffers,
+    /// Bytes written through the page cache since the file was opened, less those written past it: where there are any,
+    /// it is worth asking the cache for them.
+    cached: AtomicI64,
     /// Where the file's cursor stands, if that is known: only gathered writes use it, as std has no pwritev.
     cursor: Mutex<Option<u64>>,
 }
 
+impl DiskStorage {
+    /// With `direct`, past the page cache where it can be.
+    pub fn new(direct: bool) -> Self {
+        Self { buffers: Buffers::default(), direct }
+    }
+
+    fn shared(&self, file: fs::File) -> Arc<dyn File> {
+        let buffers = self.buffers.clone();
+        Arc::new(DiskFile {
+            file,
+            direct: self.direct.then(Direct::default),
+            buffers,
+            cached: AtomicI64::new(0),
+            cursor: Mutex::new(None),
+        })
+    }
+}
+
 impl DiskFile {
-    fn shared(file: fs::File) -> Arc<dyn File> {
-        Arc::new(Self { file, cursor: Mutex::new(None) })
+    /// Writes the next `count` bytes through the page cache.
+    fn write_next(&self, parts: &mut Parts<'_>, count: usize, position: &mut u64) -> io::Result<()> {
+        let mut bytes = vec![0; count];
+        parts.copy(&mut bytes);
+        self.file.write_all_at(&bytes, *position)?;
+        *position += count as u64;
+        Ok(())
+    }
+
+    /// Writes `parts` through the page cache.
+    fn write_cached(&self, parts: &[&[u8]], position: u64) -> io::Result<()> {
+        if let [part] = parts {
+            return self.file.write_all_at(part, position);
+        }
+        // A panic cannot happen while this is held; and what it guards is reset below in any case.
+        let mut cursor = self.cursor.lock().unwrap_or_else(PoisonError::into_inner);
+        if *cursor != Some(position) {
+            (&self.file).seek(SeekFrom::Start(position))?;
+        }
+        *cursor = None;
+        let total: usize = parts.iter().map(|part| part.len()).sum();
+        let mut slices: Vec<IoSlice<'_>> = parts.iter().map(|part| IoSlice::new(part)).collect();
+        let mut rest = &mut slices[..];
+        IoSlice::advance_slices(&mut rest, 0);
+        while !rest.is_empty() {
+            match (&self.file).write_vectored(rest) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(written) => IoSlice::advance_slices(&mut rest, written),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        *cursor = Some(position + total as u64);
+        Ok(())
     }
 }
 
 impl Storage for DiskStorage {
     fn open(&self, path: &Path) -> io::Result<Arc<dyn File>> {
-        OpenOptions::new().read(true).write(true).open(path).map(DiskFile::shared)
+        OpenOptions::new().read(true).write(true).open(path).map(|file| self.shared(file))
     }
 
     fn create(&self, path: &Path) -> io::Result<Arc<dyn File>> {
         let mut options = OpenOptions::new();
-        options.read(true).write(true).create(true).truncate(true).open(path).map(DiskFile::shared)
+        let file = options.read(true).write(true).create(true).truncate(true).open(path)?;
+        Ok(self.shared(file))
     }
 
     fn list(&self, dir: &Path) -> io::Result<Vec<String>> {
@@ -76,29 +150,33 @@ impl File for DiskFile {
         Ok(read)
     }
 
+    fn read(&self, position: u64, length: usize) -> io::Result<Bytes> {
+        let worth = length >= direct::LEAST_BYTES && self.cached.load(Ordering::Relaxed) <= 0;
+        if let Some(direct) = self.direct.as_ref().filter(|_| worth)
+            && let Some(bytes) = direct.read(&self.file, &self.buffers, position, length)?
+        {
+            return Ok(bytes);
+        }
+        read_copy(self, position, length)
+    }
+
     fn write_at(&self, parts: &[&[u8]], position: u64) -> io::Result<()> {
-        if let [part] = parts {
-            return self.file.write_all_at(part, position);
+        let mut rest = Parts::new(parts);
+        let Some(direct) = self.direct.as_ref().filter(|_| rest.left() >= direct::LEAST_BYTES) else {
+            self.cached.fetch_add(rest.left() as i64, Ordering::Relaxed);
+            return self.write_cached(parts, position);
+        };
+        // Up to a block's start, the blocks, and what is left: less than a block where all went well.
+        let mut position = position;
+        let head = (BLOCK - position as usize % BLOCK) % BLOCK;
+        self.write_next(&mut rest, head, &mut position)?;
+        let written = direct.write(&self.file, &self.buffers, &mut rest, position)?;
+        self.cached.fetch_sub(written as i64, Ordering::Relaxed);
+        position += written;
+        while rest.left() > 0 {
+            let count = rest.left().min(direct::LEAST_BYTES);
+            self.write_next(&mut rest, count, &mut position)?;
         }
-        // A panic cannot happen while this is held; and what it guards is reset below in any case.
-        let mut cursor = self.cursor.lock().unwrap_or_else(PoisonError::into_inner);
-        if *cursor != Some(position) {
-            (&self.file).seek(SeekFrom::Start(position))?;
-        }
-        *cursor = None;
-        let total: usize = parts.iter().map(|part| part.len()).sum();
-        let mut slices: Vec<IoSlice<'_>> = parts.iter().map(|part| IoSlice::new(part)).collect();
-        let mut rest = &mut slices[..];
-        IoSlice::advance_slices(&mut rest, 0);
-        while !rest.is_empty() {
-            match (&self.file).write_vectored(rest) {
-                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-                Ok(written) => IoSlice::advance_slices(&mut rest, written),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
-            }
-        }
-        *cursor = Some(position + total as u64);
         Ok(())
     }
 
@@ -112,5 +190,59 @@ impl File for DiskFile {
 
     fn length(&self) -> io::Result<u64> {
         self.file.metadata().map(|metadata| metadata.len())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        #[test]
+        fn whatever_way_it_is_written_it_reads_back(
+            writes in prop::collection::vec((prop::collection::vec(0..200_000usize, 1..4), 0..5_000usize), 1..8),
+        ) {
+            let folder = tempfile::tempdir().unwrap();
+            let path = folder.path().join("file");
+            let storage = DiskStorage::default();
+            let file = storage.create(&path).unwrap();
+            let mut expected: Vec<u8> = Vec::new();
+            for (number, (lengths, cut)) in writes.into_iter().enumerate() {
+                let part = |length: &usize| (0..*length).map(|at| (at * 7 + number) as u8).collect::<Vec<_>>();
+                let parts: Vec<Vec<u8>> = lengths.iter().map(part).collect();
+                let slices: Vec<&[u8]> = parts.iter().map(Vec::as_slice).collect();
+                file.write_at(&slices, expected.len() as u64).unwrap();
+                expected.extend(parts.concat());
+                let mut read = vec![0; expected.len() + 1];
+                prop_assert_eq!(file.read_at(&mut read, 0).unwrap(), expected.len());
+                prop_assert!(read[..expected.len()] == expected);
+                let from = cut.min(expected.len());
+                let read = file.read(from as u64, expected.len() + 100).unwrap();
+                prop_assert!(read == expected[from..]);
+                expected.truncate(expected.len() - cut.min(expected.len()));
+                file.truncate(expected.len() as u64).unwrap();
+            }
+            file.sync_data().unwrap();
+            prop_assert!(fs::read(&path).unwrap() == expected);
+        }
+    }
+
+    #[test]
+    fn large_writes_go_past_the_page_cache_where_they_can() {
+        let folder = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap();
+        let file = fs::File::create(folder.path().join("file")).unwrap();
+        let bytes = vec![7; 3 << 20];
+        let (parts, direct) = ([&bytes[..100], &bytes[100..]], Direct::default());
+        let mut rest = Parts::new(&parts);
+        let written = direct.write(&file, &Buffers::default(), &mut rest, 0).unwrap();
+        assert!(written == 0 || written == 3 << 20, "all of it, or none where the file system will not");
+        assert_eq!(rest.left() as u64 + written, 3 << 20);
+        let read = direct.read(&file, &Buffers::default(), 5_000, 70_000).unwrap();
+        assert_eq!(read.is_some(), written > 0);
+        assert!(read.is_none_or(|read| read == bytes[..70_000]));
     }
 }

@@ -4,13 +4,17 @@
 //! What holds after a crash: a file's bytes once [`File::sync_data`] has returned, a folder's entries (created,
 //! renamed, removed) once [`Storage::sync_dir`] has. What was not synced may be there in part or not at all.
 
+mod buffers;
+mod direct;
 mod disk;
 mod memory;
+mod parts;
 
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
+use bytes::Bytes;
 pub use disk::DiskStorage;
 pub use memory::{Crash, MemoryStorage};
 
@@ -46,6 +50,11 @@ pub trait File: Send + Sync {
     /// Reads at `position` until `buffer` is full or the file ends; gives how many bytes were read.
     fn read_at(&self, buffer: &mut [u8], position: u64) -> io::Result<usize>;
 
+    /// Reads `length` bytes at `position`, or up to the file's end, into memory of its own.
+    fn read(&self, position: u64, length: usize) -> io::Result<Bytes> {
+        read_copy(self, position, length)
+    }
+
     /// Writes `parts` end to end from `position` on, in as few system calls as can be. After an error, any part
     /// of it may have been written.
     fn write_at(&self, parts: &[&[u8]], position: u64) -> io::Result<()>;
@@ -60,15 +69,19 @@ pub trait File: Send + Sync {
     fn length(&self) -> io::Result<u64>;
 }
 
+fn read_copy(file: &(impl File + ?Sized), position: u64, length: usize) -> io::Result<Bytes> {
+    let mut bytes = vec![0; length];
+    let read = file.read_at(&mut bytes, position)?;
+    bytes.truncate(read);
+    Ok(bytes.into())
+}
+
 /// Reads a whole file, which is at most `limit` bytes long.
-pub(crate) fn read_file(storage: &dyn Storage, path: &Path, limit: u64) -> io::Result<Vec<u8>> {
+pub(crate) fn read_file(storage: &dyn Storage, path: &Path, limit: u64) -> io::Result<Bytes> {
     let file = storage.open(path)?;
     let length = file.length()?;
     if length > limit {
         return Err(io::Error::new(io::ErrorKind::InvalidData, "it is too large for what it is"));
     }
-    let mut bytes = vec![0; length as usize];
-    let read = file.read_at(&mut bytes, 0)?;
-    bytes.truncate(read);
-    Ok(bytes)
+    file.read(0, length as usize)
 }

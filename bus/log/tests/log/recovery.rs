@@ -287,7 +287,7 @@ fn only_what_is_after_the_checkpoint_is_checked() {
 #[test]
 fn on_a_real_disk_too() {
     let folder = tempfile::tempdir().unwrap();
-    let env = Env::new(Arc::new(DiskStorage), Arc::new(SystemClock::new()), Options::default());
+    let env = Env::new(Arc::new(DiskStorage::default()), Arc::new(SystemClock::new()), Options::default());
     let path = folder.path().join("topic-0");
     let mut log = Log::open(&env, &path, small_segments()).unwrap();
     for n in 0..200 {

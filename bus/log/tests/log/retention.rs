@@ -95,7 +95,7 @@ fn records_below_a_raised_start_are_gone_for_good() {
 fn a_reader_finishes_though_the_segment_goes() {
     let folder = tempfile::tempdir().unwrap();
     let env = bus_log::Env::new(
-        std::sync::Arc::new(bus_log::storage::DiskStorage),
+        std::sync::Arc::new(bus_log::storage::DiskStorage::default()),
         std::sync::Arc::new(bus_protocol::SystemClock::new()),
         bus_log::Options { tail_bytes: 0, ..Default::default() },
     );

@@ -5,9 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use bus_protocol::NodeId;
 use proptest::prelude::*;
 
-use super::balance;
+use super::{Balance, balance};
 use crate::image::samples::*;
-use crate::{Applied, Command, IsrChange, MetadataImage, Registration, controller};
+use crate::{Applied, Command, IsrChange, MetadataImage, Partition, Registration, controller};
 
 fn spread(counts: impl Iterator<Item = usize> + Clone) -> usize {
     counts.clone().max().unwrap_or(0) - counts.min().unwrap_or(0)
@@ -28,6 +28,13 @@ fn load(image: &MetadataImage) -> BTreeMap<NodeId, (usize, usize)> {
     load
 }
 
+/// Whether a move of the partition would wait for a broker that may be back soon, or has the only copy.
+fn would_wait(image: &MetadataImage, partition: &Partition) -> bool {
+    let up = |node: &NodeId| image.is_available(*node);
+    partition.replicas.iter().any(|node| !up(node) && !image.is_drained(*node))
+        || !partition.isr.iter().any(up)
+}
+
 fn add(image: &mut MetadataImage, node: NodeId, rack: Option<u64>) {
     let Command::RegisterBroker(registration) = register(node) else { unreachable!() };
     let rack = rack.map(|rack| format!("rack-{rack}"));
@@ -37,8 +44,9 @@ fn add(image: &mut MetadataImage, node: NodeId, rack: Option<u64>) {
 }
 
 /// The replicas that a plan moves, and whether it is well-formed.
-fn moved(image: &MetadataImage, plan: &[(bus_protocol::TopicId, u32, Vec<NodeId>)]) -> usize {
-    plan.iter()
+fn moved(image: &MetadataImage, plan: &Balance) -> usize {
+    plan.changes
+        .iter()
         .map(|(topic, number, replicas)| {
             let partition = image.topic_by_id(*topic).unwrap().partition(*number).unwrap();
             let distinct: BTreeSet<_> = replicas.iter().collect();
@@ -117,31 +125,43 @@ proptest! {
         let before = load(&image);
         let plan = balance(&image);
         let moves = moved(&image, &plan);
-        if racks == 0 && drained.is_empty() {
+        let stays: Vec<_> = image.topics().flat_map(|topic| topic.partitions.iter().map(|partition| (topic.id, partition)))
+            .filter(|(_, partition)| would_wait(&image, partition))
+            .collect();
+        prop_assert_eq!((plan.under_way, plan.silent), (0, stays.len()));
+        for (topic, number, _) in &plan.changes {
+            let partition = image.topic_by_id(*topic).unwrap().partition(*number).unwrap();
+            prop_assert!(!stays.contains(&(*topic, partition)), "it would wait for who is silent");
+        }
+        let all_may_move = stays.is_empty();
+        if racks == 0 && drained.is_empty() && all_may_move {
             let mean = before.values().map(|load| load.0).sum::<usize>() / before.len().max(1);
             let over: usize = before.values().map(|load| load.0.saturating_sub(mean + 1)).sum();
             let under: usize = before.values().map(|load| mean.saturating_sub(load.0)).sum();
             prop_assert_eq!(moves, over.max(under), "no more than it takes: {:?}", before);
         }
-        apply(&mut image, Command::Reassign { changes: plan, throttle: Some(1) }).unwrap();
+        apply(&mut image, Command::Reassign { changes: plan.changes, throttle: Some(1) }).unwrap();
         prop_assert_eq!(image.replication_throttle(), Some(1));
-        prop_assert_eq!(balance(&image), vec![], "what is under way is not planned again");
+        let under_way = balance(&image);
+        prop_assert_eq!(under_way.changes, vec![], "what is under way is not planned again");
+        let targets = image.topics().flat_map(|topic| &topic.partitions).filter(|partition| partition.target.is_some());
+        prop_assert_eq!(under_way.under_way, targets.count());
         let after = load(&image);
-        if racks == 0 {
+        if racks == 0 && all_may_move {
             prop_assert!(spread(after.values().map(|load| load.0)) <= 1, "{after:?}");
         }
         for partition in image.topics().flat_map(|topic| &topic.partitions) {
             let held: Vec<_> = partition.wanted().iter().filter(|node| image.is_drained(**node)).collect();
             let could = after.keys().filter(|node| !partition.wanted().contains(node)).count();
-            prop_assert!(held.is_empty() || could == 0, "drained brokers give up what others can take");
-            prop_assert!(after.is_empty() || !image.is_drained(partition.wanted()[0])
+            let stays = would_wait(&image, partition);
+            prop_assert!(held.is_empty() || could == 0 || stays, "drained brokers give up what others can take");
+            prop_assert!(stays || after.is_empty() || !image.is_drained(partition.wanted()[0])
                 || !partition.wanted().iter().any(|node| after.contains_key(node)));
         }
         carry_out(&mut image);
-        prop_assert_eq!(balance(&image), vec![]);
-        if fenced.is_none() {
-            prop_assert!(image.topics().flat_map(|topic| &topic.partitions).all(|partition| partition.target.is_none()));
-        }
+        prop_assert_eq!(balance(&image).changes, vec![]);
+        let arrived = |partition: &Partition| partition.target.is_none();
+        prop_assert!(image.topics().flat_map(|topic| &topic.partitions).all(|partition| arrived(partition)), "nobody waits");
     }
 
     #[test]
@@ -153,7 +173,7 @@ proptest! {
     ) {
         let topics: Vec<_> = partitions.into_iter().map(|partitions| (partitions, replicas)).collect();
         let mut image = image(brokers, 0, &topics, more);
-        let changes = balance(&image);
+        let changes = balance(&image).changes;
         apply(&mut image, Command::Reassign { changes, throttle: None }).unwrap();
         let after = load(&image);
         prop_assert!(spread(after.values().map(|load| load.0)) <= 1, "{after:?}");
@@ -169,7 +189,7 @@ proptest! {
             add(&mut image, node, Some(node % 3));
         }
         carry_out(&mut image);
-        let changes = balance(&image);
+        let changes = balance(&image).changes;
         apply(&mut image, Command::Reassign { changes, throttle: None }).unwrap();
         for partition in image.topics().flat_map(|topic| &topic.partitions) {
             let racks: BTreeSet<_> = partition.wanted().iter().map(|node| node % 3).collect();
@@ -180,8 +200,8 @@ proptest! {
 
 #[test]
 fn nothing_moves_where_all_is_even() {
-    assert_eq!(balance(&MetadataImage::default()), vec![]);
-    assert_eq!(balance(&image(3, 0, &[(3, 3), (30, 2), (7, 1)], 0)), vec![]);
+    assert_eq!(balance(&MetadataImage::default()), Balance::default());
+    assert_eq!(balance(&image(3, 0, &[(3, 3), (30, 2), (7, 1)], 0)), Balance::default());
 }
 
 #[test]
@@ -189,4 +209,23 @@ fn a_new_broker_gets_its_share_of_a_large_cluster() {
     let image = image(6, 3, &[(5_000, 3)], 3);
     let plan = balance(&image);
     assert!((4_998..=5_001).contains(&moved(&image, &plan)));
+}
+
+/// A plan made while a reassignment is on its way leaves that alone, and so does one beside a broker that is down.
+#[test]
+fn what_is_under_way_and_what_would_wait_stay() {
+    let mut image = image(3, 0, &[(6, 2)], 1);
+    let topic = image.topic(&topic(0)).unwrap().id;
+    let on_its_way = vec![(topic, 0, vec![4, 3])];
+    apply(&mut image, Command::Reassign { changes: on_its_way, throttle: None }).unwrap();
+    let plan = balance(&image);
+    assert!(!plan.changes.is_empty() && plan.changes.iter().all(|(_, number, _)| *number != 0), "{plan:?}");
+    assert_eq!((plan.under_way, plan.silent), (1, 0));
+    let epoch = image.broker(2).unwrap().epoch;
+    apply(&mut image, Command::FenceBroker { node: 2, epoch }).unwrap();
+    let plan = balance(&image);
+    assert!(
+        plan.silent > 0 && plan.changes.iter().all(|(_, _, replicas)| !replicas.contains(&2)),
+        "{plan:?}"
+    );
 }

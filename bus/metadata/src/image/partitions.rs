@@ -174,6 +174,37 @@ impl MetadataImage {
         if !partition.isr.contains(&node) || partition.isr.len() == 1 {
             return Ok(partition.partition_epoch);
         }
+        self.leave_isr(node, id, number)
+    }
+
+    pub(super) fn report_full(
+        &mut self,
+        node: NodeId,
+        epoch: u64,
+        partitions: Vec<(TopicId, PartitionId)>,
+    ) -> Result<Applied, Rejected> {
+        self.check_broker_epoch(node, epoch)?;
+        check_batch(partitions.len())?;
+        let spare = |(topic, number)| {
+            let partition = self.find(topic, number)?.1.partition_epoch;
+            if self.can_spare(node, topic, number) {
+                self.leave_isr(node, topic, number)
+            } else {
+                Ok(partition)
+            }
+        };
+        Ok(Applied::Partitions(partitions.into_iter().map(spare).collect()))
+    }
+
+    /// Whether a partition can do without a broker in its ISR, which that is in: as many of the others are in it, and
+    /// up, as `min.insync.replicas` wants, and at least one, who can lead.
+    pub fn can_spare(&self, node: NodeId, topic: TopicId, number: PartitionId) -> bool {
+        let Ok((topic, partition)) = self.find(topic, number) else { return false };
+        let others = partition.isr.iter().filter(|member| **member != node && self.is_available(**member));
+        partition.isr.contains(&node) && others.count() >= (topic.config.min_insync_replicas as usize).max(1)
+    }
+
+    fn leave_isr(&mut self, node: NodeId, id: TopicId, number: PartitionId) -> Result<u32, Rejected> {
         self.change_partition(id, number, |partition| {
             partition.isr.retain(|member| *member != node);
             // Whoever leads next does so in a new leader epoch.

@@ -23,6 +23,7 @@ pub(crate) enum Step {
     Drain { node: u64, drained: bool },
     Reassign { topic: u8, partition: u32, wanted: Vec<u64>, throttle: Option<u64> },
     Lost { node: u64, topic: u8, partition: u32 },
+    Full { node: u64, topic: u8, partition: u32 },
     ProducerIds { node: u64 },
     Control,
     Deploy { name: u8, topic: u8, consumer: bool },
@@ -56,6 +57,8 @@ pub(crate) fn step() -> impl Strategy<Value = Step> {
         ),
         1 => (1..5u64, 0..4u8, 0..6u32)
             .prop_map(|(node, topic, partition)| Step::Lost { node, topic, partition }),
+        1 => (1..5u64, 0..4u8, 0..6u32)
+            .prop_map(|(node, topic, partition)| Step::Full { node, topic, partition }),
         1 => (1..6u64).prop_map(|node| Step::ProducerIds { node }),
         4 => Just(Step::Control),
         2 => (0..3u8, 0..4u8, any::<bool>()).prop_map(|(name, topic, consumer)| Step::Deploy { name, topic, consumer }),
@@ -110,6 +113,10 @@ pub(crate) fn command(image: &MetadataImage, step: &Step) -> Option<Command> {
         Step::Lost { node, topic: name, partition } => {
             let topic = image.topic(&topic(name))?.id;
             Command::ReportLost { node, epoch: epoch(node), partitions: vec![(topic, partition)] }
+        }
+        Step::Full { node, topic: name, partition } => {
+            let topic = image.topic(&topic(name))?.id;
+            Command::ReportFull { node, epoch: epoch(node), partitions: vec![(topic, partition)] }
         }
         Step::ProducerIds { node } => Command::AllocateProducerIds { node, epoch: epoch(node) },
         Step::Control => controller::decide(image)?,
@@ -249,6 +256,9 @@ pub(crate) fn check_change(before: &MetadataImage, after: &MetadataImage, comman
             let kept =
                 old.isr.is_empty() || !new.isr.is_empty() || old.isr.iter().all(|member| emptied(*member));
             assert!(kept, "the last one in sync stays, unless its disk is gone");
+            let least = (old_topic.config.min_insync_replicas as usize).max(1);
+            let full = matches!(command, Command::ReportFull { .. }) && old != new;
+            assert!(!full || new.isr.iter().filter(|member| after.is_available(**member)).count() >= least);
             let gone = old.replicas.iter().any(|node| !new.replicas.contains(node));
             let arrived = new.wanted().iter().all(|node| new.isr.contains(node)) && new.target.is_none();
             assert!(!gone || arrived || matches!(command, Command::Reassign { .. }));

@@ -25,8 +25,12 @@ impl MetadataImage {
                 let why = "the partition is named twice: name it once";
                 return Err(invalid(topic, *number, wanted, why));
             }
+            let merged = merge(partition, wanted);
+            if merged.len() > wanted.len() {
+                self.check_up(topic, *number, wanted)?;
+            }
             before += partition.replicas.len() as u64;
-            after += merge(partition, wanted).len() as u64;
+            after += merged.len() as u64;
         }
         if self.replicas - before + after > limits::REPLICAS as u64 {
             return Err(Rejected::Full { what: "replicas".into(), limit: limits::REPLICAS as u64 });
@@ -74,6 +78,20 @@ impl MetadataImage {
             return Err(invalid(topic, number, wanted, &why));
         }
         Ok(())
+    }
+
+    /// Refuses to move a partition to where a broker is down: it would wait for that one, and hold the old replicas as
+    /// long. Where nothing moves (another order, or a reassignment called off) nobody has to be up.
+    fn check_up(&self, topic: &Topic, number: PartitionId, wanted: &[NodeId]) -> Result<(), Rejected> {
+        match wanted.iter().find(|node| !self.is_available(**node)) {
+            Some(down) => Err(invalid(
+                topic,
+                number,
+                wanted,
+                &format!("broker {down} is down: start it, or name another"),
+            )),
+            None => Ok(()),
+        }
     }
 
     /// Partitions that are added to a topic get as many replicas as all the others have.

@@ -242,6 +242,30 @@ fn a_follower_that_started_again_is_not_in_sync_by_what_it_had() {
 }
 
 #[test]
+fn a_broker_whose_disk_is_full_goes_where_the_others_can_do_without_it() {
+    let (mut image, id) = one_partition();
+    let config = BTreeMap::from([("min.insync.replicas".to_owned(), "2".to_owned())]);
+    apply(&mut image, Command::AlterTopic { topic: topic(1), partitions: None, config }).unwrap();
+    let mut full = |node, isr: Vec<u64>, leader| {
+        let epoch = image.broker(node).unwrap().epoch;
+        apply(&mut image, Command::ReportFull { node, epoch, partitions: vec![(id, 0)] }).unwrap();
+        settle(&mut image);
+        assert_eq!(stand(&image), (vec![1, 2, 3], isr, Some(leader), None));
+    };
+    full(1, vec![2, 3], 2);
+    // With fewer than the minimum nothing could be committed: those that are left stay, and refuse.
+    full(2, vec![2, 3], 2);
+    full(3, vec![2, 3], 2);
+    full(1, vec![2, 3], 2);
+    alter(&mut image, &[1, 2, 3]);
+    settle(&mut image);
+    // One that is down does not count, even before the controller has seen to it.
+    let epoch = image.broker(2).unwrap().epoch;
+    apply(&mut image, Command::FenceBroker { node: 2, epoch }).unwrap();
+    assert!(!image.can_spare(1, id, 0) && !image.can_spare(3, id, 0) && image.can_spare(2, id, 0));
+}
+
+#[test]
 fn a_reassignment_keeps_the_old_replicas_until_the_new_are_in_sync() {
     let (mut image, id) = one_partition();
     assert_eq!(reassign(&mut image, id, &[4, 5]), Ok(Applied::Reassigned { partitions: 1 }));
@@ -285,8 +309,22 @@ fn reassignments_that_cannot_be_are_refused_as_a_whole() {
     );
     assert!(sentence(&mut image, &[4]).1.contains("min.insync.replicas is 2"));
     assert!(sentence(&mut image, &[]).1.contains("name 1 to 16 brokers"));
+    // Nobody is waited for who is down; what needs no move does not need him either.
+    reassign(&mut image, id, &[1, 4]).unwrap();
+    for (node, down) in [(4, true), (3, true), (4, false)] {
+        let epoch = image.broker(node).unwrap().epoch;
+        let change =
+            if down { Command::FenceBroker { node, epoch } } else { Command::UnfenceBroker { node, epoch } };
+        apply(&mut image, change).unwrap();
+        if (node, down) == (4, true) {
+            let down =
+                "topic-1-0 cannot have replicas on brokers 1, 4: broker 4 is down: start it, or name another";
+            assert_eq!(sentence(&mut image, &[1, 4]).1, down);
+        }
+    }
+    assert_eq!(reassign(&mut image, id, &[2, 1, 3]), Ok(Applied::Reassigned { partitions: 0 }), "called off");
     let before = image.clone();
-    let changes = vec![(id, 0, vec![3, 4]), (id, 1, vec![3, 4])];
+    let changes = vec![(id, 0, vec![2, 4]), (id, 1, vec![2, 4])];
     let rejected = apply(&mut image, Command::Reassign { changes, throttle: Some(5) }).unwrap_err();
     assert_eq!(rejected.code(), ErrorCode::UnknownPartition);
     assert_eq!((image.replication_throttle(), image.topics), (None, before.topics));

@@ -5,7 +5,7 @@ mod functions;
 use std::collections::BTreeMap;
 
 use bus_protocol::request::{
-    ClusterInfo, CreateTopic, PartitionInfo, Position, Request, Response, TopicInfo,
+    ClusterInfo, CreateTopic, Moves, PartitionInfo, Position, Request, Response, TopicInfo,
 };
 use bus_protocol::{FunctionSpec, NodeId, Offset, PartitionId, TopicName};
 use bytes::Bytes;
@@ -117,19 +117,19 @@ impl Admin {
         topic: &TopicName,
         assignments: Vec<(PartitionId, Vec<NodeId>)>,
         throttle: Option<u64>,
-    ) -> Result<u32, Error> {
+    ) -> Result<Moves, Error> {
         self.move_replicas(Request::Reassign { topic: topic.clone(), assignments, throttle }).await
     }
 
     /// Spreads the replicas of all topics evenly over the brokers that are up and not drained. Otherwise as
     /// [`Admin::reassign`].
-    pub async fn rebalance(&self, throttle: Option<u64>) -> Result<u32, Error> {
+    pub async fn rebalance(&self, throttle: Option<u64>) -> Result<Moves, Error> {
         self.move_replicas(Request::Rebalance { throttle }).await
     }
 
-    async fn move_replicas(&self, request: Request) -> Result<u32, Error> {
+    async fn move_replicas(&self, request: Request) -> Result<Moves, Error> {
         match self.client.change(request, Bytes::new()).await? {
-            Response::Reassigning { partitions } => Ok(partitions),
+            Response::Reassigning(moves) => Ok(moves),
             other => Err(unexpected(&other)),
         }
     }

@@ -5,8 +5,8 @@ use std::sync::{Arc, Mutex};
 
 use bus_protocol::batch::{BatchHeader, RecordBatch};
 use bus_protocol::request::{
-    Answer, BrokerInfo, ClusterInfo, FunctionInfo, LogLine, PartitionInfo, PartitionState, Position, Request,
-    Response, TopicInfo,
+    Answer, BrokerInfo, ClusterInfo, FunctionInfo, LogLine, Moves, PartitionInfo, PartitionState, Position,
+    Quorum, Request, Response, TopicInfo,
 };
 use bus_protocol::{Attachment, ErrorCode, FunctionSpec, NodeId, Offset, TopicId, TopicName, WireError};
 use tempfile::TempDir;
@@ -79,6 +79,8 @@ impl World {
                 node: broker.node,
                 version: "0".into(),
                 controller: Some(1),
+                quorum: Quorum { held: true, ..Quorum::default() },
+                throttle: None,
                 brokers: self.brokers.lock().unwrap().clone(),
             })),
             Request::Topics { topics } => {
@@ -116,7 +118,7 @@ impl World {
             Request::FunctionLogs { after, .. } => Ok(Response::FunctionLogs(log(broker.node, after))),
             Request::Reassign { .. } | Request::Rebalance { .. } => {
                 self.changes.lock().unwrap().push((broker.node, request));
-                Ok(Response::Reassigning { partitions: 3 })
+                Ok(Response::Reassigning(Moves { partitions: 3, ..Moves::default() }))
             }
             Request::DrainBroker { .. } | Request::CommitOffsets { .. } => {
                 self.changes.lock().unwrap().push((broker.node, request));

@@ -47,8 +47,8 @@ impl InProcess {
             loop {
                 match tokio::time::timeout_at(deadline, Broker::start(options.clone())).await {
                     Ok(Ok(broker)) => return Ok(broker),
-                    // The threads of the one before may not all have ended: its locks go with them.
-                    Ok(Err(error)) if is_locked(&error) && Instant::now() < deadline => {
+                    // The threads of the one before may not all have ended: its locks and its socket go with them.
+                    Ok(Err(error)) if is_held(&error) && Instant::now() < deadline => {
                         tokio::time::sleep(AGAIN).await;
                     }
                     Ok(Err(error)) => bail!("node {node} does not start: error: {error}"),
@@ -76,9 +76,10 @@ impl InProcess {
     }
 }
 
-fn is_locked(error: &bus_broker::StartError) -> bool {
+fn is_held(error: &bus_broker::StartError) -> bool {
     let text = error.to_string();
-    text.contains("in use by another process") || text.contains("could not acquire lock")
+    let held = ["in use by another process", "could not acquire lock", "Address already in use"];
+    held.iter().any(|words| text.contains(words))
 }
 
 impl Drop for InProcess {

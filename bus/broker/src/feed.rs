@@ -1,0 +1,87 @@
+//! What a reader is fed: batches from memory, or from the disk, a push ahead of what is asked for.
+
+use bus_log::{Error, Read};
+use bus_protocol::Offset;
+use bus_replica::Partition;
+use tokio::task::JoinHandle;
+
+use crate::node::Node;
+
+/// One reader's way through a partition. While what was read from the disk is on its way to the reader, what comes next
+/// is read: one push is held so, at most.
+#[derive(Default)]
+pub(crate) struct Feed {
+    ahead: Option<Ahead>,
+}
+
+struct Ahead {
+    from: Offset,
+    reading: JoinHandle<Result<Read, Error>>,
+}
+
+impl Feed {
+    /// Reads from `from` on, as [`read`] does. What was read ahead holds as much as the read before was asked for.
+    pub(crate) async fn next(
+        &mut self,
+        node: &Node,
+        partition: &Partition,
+        from: Offset,
+        most: usize,
+        below: Offset,
+    ) -> Result<Read, Error> {
+        let reading = match self.ahead.take().filter(|ahead| ahead.from == from) {
+            Some(ahead) => ahead.reading,
+            None => match partition.reader().read_hot(from, most, below)? {
+                Some(read) => return Ok(read),
+                None => start(node, partition, from, most, below),
+            },
+        };
+        let read = finish(partition, reading).await?;
+        let from = read.next_offset;
+        if from < below && partition.reader().read_hot(from, most, below)?.is_none() {
+            self.ahead = Some(Ahead { from, reading: start(node, partition, from, most, below) });
+        }
+        Ok(read)
+    }
+}
+
+/// Reads from memory at once, from the disk on a thread that may wait for it. A replica that proves damaged takes
+/// nothing any more, and is repaired from another.
+pub(crate) async fn read(
+    node: &Node,
+    partition: &Partition,
+    from: Offset,
+    most: usize,
+    below: Offset,
+) -> Result<Read, Error> {
+    match partition.reader().read_hot(from, most, below)? {
+        Some(read) => Ok(read),
+        None => finish(partition, start(node, partition, from, most, below)).await,
+    }
+}
+
+fn start(
+    node: &Node,
+    partition: &Partition,
+    from: Offset,
+    most: usize,
+    below: Offset,
+) -> JoinHandle<Result<Read, Error>> {
+    let reader = partition.reader().clone();
+    node.runtime.disk.spawn_blocking(move || reader.read(from, most, below))
+}
+
+async fn finish(partition: &Partition, reading: JoinHandle<Result<Read, Error>>) -> Result<Read, Error> {
+    match reading.await {
+        Ok(read) => {
+            if let Err(error @ Error::Damaged { .. }) = &read {
+                partition.damaged(error).await;
+            }
+            read
+        }
+        Err(ended) => match ended.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            Err(_) => Err(Error::Deleted(Default::default())),
+        },
+    }
+}

@@ -1,0 +1,92 @@
+//! What a start takes away again that fails before its node belongs to a cluster, so that it leaves nothing behind.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use bus_transport::TrustStore;
+
+use crate::authority;
+use crate::data_dir::write_atomically;
+
+/// What a start has made: in the data folder, and beside the CAs for clients.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Traces {
+    /// Files and folders that were not there, in the order in which they go.
+    made: Vec<PathBuf>,
+    /// Folders around them that were not there: they go if nobody else has put something there.
+    around: Vec<PathBuf>,
+    /// The mark of a clean stop, which the start has taken.
+    mark: Option<PathBuf>,
+    authority: Option<(TrustStore, String, String)>,
+}
+
+impl Traces {
+    /// Notes that `folder` is made now, and what is missing on the way to it.
+    pub(crate) fn around(&mut self, folder: &Path) {
+        let missing = folder.ancestors().filter(|folder| !folder.as_os_str().is_empty() && !folder.exists());
+        self.around.extend(missing.map(Path::to_owned));
+    }
+
+    /// Notes which of these are missing: what is made there from now on is this start's.
+    pub(crate) fn note(&mut self, paths: impl IntoIterator<Item = PathBuf>) {
+        self.made.extend(paths.into_iter().filter(|path| !path.exists()));
+    }
+
+    /// Notes what this start has made.
+    pub(crate) fn made(&mut self, path: PathBuf) {
+        self.made.push(path);
+    }
+
+    /// The start has taken the mark of a clean stop.
+    pub(crate) fn took(&mut self, mark: PathBuf) {
+        self.mark = Some(mark);
+    }
+
+    /// The start has left its new CA for others under `address`.
+    pub(crate) fn left_authority(&mut self, store: &TrustStore, address: &str, ca_pem: &str) {
+        self.authority = Some((store.clone(), address.to_owned(), ca_pem.to_owned()));
+    }
+
+    /// Other nodes have the CA by now.
+    pub(crate) fn keep_authority(&mut self) {
+        self.authority = None;
+    }
+
+    /// The node is of a cluster: what it has made stays.
+    pub(crate) fn keep(&mut self) {
+        (self.made, self.around, self.authority) = Default::default();
+    }
+
+    /// The node has been told what its data folder holds, or has changed that: its next stop says whether it is clean.
+    pub(crate) fn keep_unmarked(&mut self) {
+        self.mark = None;
+    }
+
+    /// Makes it as it was.
+    pub(crate) fn remove(self) {
+        for path in &self.made {
+            let removed = if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) };
+            tell(path, removed);
+        }
+        if let Some(mark) = &self.mark {
+            tell(mark, write_atomically(mark, b""));
+        }
+        if let Some((store, address, ca_pem)) = &self.authority
+            && let Err(error) = authority::withdraw(store, address, ca_pem)
+        {
+            tracing::warn!(%error, "the CA of a start that failed is left behind");
+        }
+        // One that others use meanwhile stays.
+        self.around.iter().for_each(|folder| drop(fs::remove_dir(folder)));
+    }
+}
+
+fn tell(path: &Path, done: io::Result<()>) {
+    match done {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            tracing::warn!(path = %path.display(), %error, "a start that failed leaves this as it is");
+        }
+        _ => {}
+    }
+}
