@@ -3,7 +3,7 @@
 #[cfg(test)]
 mod properties;
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 
 use bus_protocol::{NodeId, PartitionId, TopicId};
 
@@ -26,7 +26,8 @@ pub struct Balance {
 /// - Only brokers that are up and not drained get replicas. Drained ones give up theirs, up or not, as far as there is
 ///   somebody to take them; silent ones keep what they have, since they may be back soon.
 /// - A partition that is being reassigned goes where it was told to. One with a replica on a broker that is silent and not
-///   drained, or with nobody in sync that is up, stays as it is: a move would wait. Both count for how even it is.
+///   drained, or drained with nobody to take its place, or with nobody in sync that is up, stays as it is: a move would
+///   wait. Both count for how even it is.
 /// - A partition's replicas are spread over racks as far as there are racks, and that comes before evenness.
 /// - Otherwise the brokers' numbers of replicas differ by one at the most, and so do the numbers of partitions that
 ///   they are the preferred leader of, where the replicas, and the partitions that stay, allow that.
@@ -52,8 +53,8 @@ struct Plan {
     places: BTreeMap<NodeId, usize>,
     /// The rack of every broker; those with none share one.
     racks: BTreeMap<NodeId, usize>,
-    /// Those that are to give up what they hold.
-    drained: BTreeSet<NodeId>,
+    /// Those that are to give up what they hold, and whether they are down.
+    drained: BTreeMap<NodeId, bool>,
     partitions: Vec<Planned>,
 }
 
@@ -78,13 +79,15 @@ enum Stays {
 }
 
 impl Stays {
-    fn of(image: &MetadataImage, partition: &Partition) -> Option<Self> {
+    /// `takers` brokers could take the place of those that are to give up theirs.
+    fn of(image: &MetadataImage, partition: &Partition, takers: usize) -> Option<Self> {
         let silent = |node: &NodeId| !image.is_available(*node) && !image.is_drained(*node);
         if partition.target.is_some() {
             return Some(Self::UnderWay);
         }
         let nobody_to_copy = !partition.isr.iter().any(|member| image.is_available(*member));
-        (nobody_to_copy || partition.replicas.iter().any(silent)).then_some(Self::Silent)
+        let down = partition.replicas.iter().filter(|node| !image.is_available(**node)).count();
+        (nobody_to_copy || down > takers || partition.replicas.iter().any(silent)).then_some(Self::Silent)
     }
 }
 
@@ -122,11 +125,16 @@ impl Plan {
                 for place in replicas.iter().filter_map(|node| places.get(node)) {
                     brokers[*place].holds.push(partitions.len());
                 }
-                let stays = Stays::of(image, partition);
+                let takers = places.keys().filter(|node| !replicas.contains(node)).count();
+                let stays = Stays::of(image, partition, takers);
                 partitions.push(Planned { topic: topic.id, number, replicas, stays });
             }
         }
-        let drained = image.brokers().filter(|broker| broker.drained).map(|broker| broker.node).collect();
+        let drained = image
+            .brokers()
+            .filter(|broker| broker.drained)
+            .map(|broker| (broker.node, broker.fenced))
+            .collect();
         Self { brokers, places, racks, drained, partitions }
     }
 
@@ -173,8 +181,11 @@ impl Plan {
 
     fn leave_drained(&mut self) {
         for partition in self.movable() {
-            for from in self.partitions[partition].replicas.clone() {
-                if self.drained.contains(&from)
+            let mut replicas = self.partitions[partition].replicas.clone();
+            // Those that are down first: a move would wait for one that stays.
+            replicas.sort_by_key(|node| self.drained.get(node) != Some(&true));
+            for from in replicas {
+                if self.drained.contains_key(&from)
                     && let Some((_, to)) = self.successor(partition, from)
                 {
                     self.shift(partition, from, to);
@@ -246,7 +257,7 @@ impl Plan {
             let Planned { replicas, stays, .. } = &mut self.partitions[partition];
             // One that could not be moved off a drained broker is not preferred.
             if stays.is_none()
-                && replicas.first().is_some_and(|first| self.drained.contains(first))
+                && replicas.first().is_some_and(|first| self.drained.contains_key(first))
                 && let Some(able) = replicas.iter().position(|node| self.places.contains_key(node))
             {
                 replicas.swap(0, able);

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bus_protocol::NodeId;
-use quinn::{IdleTimeout, TransportConfig, VarInt};
+use quinn::{IdleTimeout, MtuDiscoveryConfig, TransportConfig, VarInt};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::task::JoinSet;
 
@@ -75,7 +75,7 @@ impl Endpoint {
         let mut server = quinn::ServerConfig::with_crypto(crypto);
         server.transport_config(transport(options, options.streams)?).migration(true);
         let Listener { socket, listen } = listener;
-        let inner = endpoint(socket, Some(server))
+        let inner = endpoint(socket, Some(server), options)
             .map_err(|source| Error::Listen { address: listen.to_string(), source })?;
         Ok(Self { inner, shared: Arc::new(shared) })
     }
@@ -86,7 +86,7 @@ impl Endpoint {
         // One socket for both families; where the machine has no IPv6, for the one there is.
         let inner = socket((Ipv6Addr::UNSPECIFIED, 0).into(), options)
             .or_else(|_| socket((Ipv4Addr::UNSPECIFIED, 0).into(), options))
-            .and_then(|socket| endpoint(socket, None))
+            .and_then(|socket| endpoint(socket, None, options))
             .map_err(|source| Error::Listen { address: "any port".to_owned(), source })?;
         Ok(Self { inner, shared: Arc::new(shared) })
     }
@@ -285,13 +285,14 @@ async fn resolve(address: &str) -> Result<Vec<SocketAddr>, Error> {
     Ok(found)
 }
 
-fn endpoint(socket: Socket, server: Option<quinn::ServerConfig>) -> io::Result<quinn::Endpoint> {
-    quinn::Endpoint::new(
-        quinn::EndpointConfig::default(),
-        server,
-        socket.into(),
-        Arc::new(quinn::TokioRuntime),
-    )
+fn endpoint(
+    socket: Socket,
+    server: Option<quinn::ServerConfig>,
+    options: &Options,
+) -> io::Result<quinn::Endpoint> {
+    let mut config = quinn::EndpointConfig::default();
+    config.max_udp_payload_size(options.datagram_bytes).map_err(io::Error::other)?;
+    quinn::Endpoint::new(config, server, socket.into(), Arc::new(quinn::TokioRuntime))
 }
 
 fn socket(address: SocketAddr, options: &Options) -> io::Result<Socket> {
@@ -315,6 +316,8 @@ fn socket(address: SocketAddr, options: &Options) -> io::Result<Socket> {
 fn transport(options: &Options, streams: u32) -> Result<Arc<TransportConfig>, Error> {
     options.validate().map_err(|error| Error::Tls(error.to_string()))?;
     let mut config = TransportConfig::default();
+    let mut discovery = MtuDiscoveryConfig::default();
+    discovery.upper_bound(options.datagram_bytes);
     let idle = IdleTimeout::try_from(Duration::from_millis(options.idle_timeout_ms))
         .map_err(|error| Error::Tls(error.to_string()))?;
     config
@@ -324,6 +327,7 @@ fn transport(options: &Options, streams: u32) -> Result<Arc<TransportConfig>, Er
         .max_concurrent_bidi_streams(VarInt::from_u32(streams))
         .max_concurrent_uni_streams(VarInt::from_u32(0))
         .datagram_receive_buffer_size(None)
+        .mtu_discovery_config(Some(discovery))
         .keep_alive_interval(Some(Duration::from_millis(options.keep_alive_ms)))
         .max_idle_timeout(Some(idle));
     Ok(Arc::new(config))

@@ -31,7 +31,11 @@ fn load(image: &MetadataImage) -> BTreeMap<NodeId, (usize, usize)> {
 /// Whether a move of the partition would wait for a broker that may be back soon, or has the only copy.
 fn would_wait(image: &MetadataImage, partition: &Partition) -> bool {
     let up = |node: &NodeId| image.is_available(*node);
+    let takers = image
+        .brokers()
+        .filter(|broker| !broker.fenced && !broker.drained && !partition.replicas.contains(&broker.node));
     partition.replicas.iter().any(|node| !up(node) && !image.is_drained(*node))
+        || partition.replicas.iter().filter(|node| !up(node)).count() > takers.count()
         || !partition.isr.iter().any(up)
 }
 
@@ -228,4 +232,20 @@ fn what_is_under_way_and_what_would_wait_stay() {
         plan.silent > 0 && plan.changes.iter().all(|(_, _, replicas)| !replicas.contains(&2)),
         "{plan:?}"
     );
+}
+
+/// Broker 1 is down and drained, and nobody can take its place where broker 2 holds the other replica already, or takes
+/// that of broker 3: the rest of the plan is not refused for it.
+#[test]
+fn a_drained_broker_that_is_down_is_left_first_or_not_at_all() {
+    let mut image = image(3, 0, &[(6, 2)], 0);
+    let epoch = image.broker(1).unwrap().epoch;
+    for node in [1, 3] {
+        apply(&mut image, Command::DrainBroker { node, drained: true }).unwrap();
+    }
+    apply(&mut image, Command::FenceBroker { node: 1, epoch }).unwrap();
+    let plan = balance(&image);
+    assert!(!plan.changes.is_empty() && plan.silent > 0, "{plan:?}");
+    assert!(plan.changes.iter().all(|(_, _, replicas)| !replicas.contains(&1)), "{plan:?}");
+    apply(&mut image, Command::Reassign { changes: plan.changes, throttle: None }).unwrap();
 }
