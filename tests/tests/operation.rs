@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use anyhow::ensure;
-use bus_protocol::NodeId;
+use bus_protocol::{Epoch, NodeId};
 use bus_testkit::{Cluster, Load, LoadResult, LoadUnderWay};
 use serde_json::Value;
 
@@ -97,6 +97,43 @@ async fn replicas_move_where_they_are_told_to() {
     let unknown = cluster.bus(["cluster", "reassign", "nowhere", "--replicas", "1"]).finished().await;
     unknown.unwrap().refused(1, &["nowhere"]).unwrap();
     all_is_well(&cluster, load).await;
+}
+
+/// The epoch of each broker's registration; and who leads each partition, in which leader epoch.
+async fn who_leads(cluster: &Cluster, partitions: u32) -> (Vec<Value>, Vec<(Option<NodeId>, Epoch)>) {
+    let epochs = status(cluster).await.iter().map(|row| row["epoch"].clone()).collect();
+    let mut leaders = Vec::new();
+    for partition in 0..partitions {
+        let state = cluster.partition_state("load", partition).await.unwrap();
+        leaders.push((state.leader, state.epoch));
+    }
+    (epochs, leaders)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replica_that_goes_away_and_comes_back_disturbs_nobody() {
+    let (cluster, load) = loaded(3, 3).await;
+    cluster.wait_all_in_sync().await.unwrap();
+    let before = who_leads(&cluster, 3).await;
+    let replicas = cluster.partition_state("load", 0).await.unwrap().replicas;
+    let (all, kept) = (named(&replicas), named(&replicas[..2]));
+    let away = cluster.partition_folder(replicas[2], "load", 0).unwrap();
+    for _ in 0..4 {
+        let reassign = ["cluster", "reassign", "load", "--partition", "0", "--replicas"];
+        run(&cluster, &[&reassign[..], &[&kept]].concat()).await;
+        let gone = cluster.wait_until("the replica is removed", MINUTE, async || Ok(!away.exists()));
+        gone.await.unwrap();
+        load.wait_for_acks(50, MINUTE).await.unwrap();
+        run(&cluster, &[&reassign[..], &[&all]].concat()).await;
+        cluster.wait_for_isr("load", 0, 3).await.unwrap();
+        load.wait_for_acks(50, MINUTE).await.unwrap();
+        assert_eq!(who_leads(&cluster, 3).await, before);
+    }
+    all_is_well(&cluster, load).await;
+}
+
+fn named(nodes: &[NodeId]) -> String {
+    nodes.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -246,7 +283,11 @@ async fn a_majority_that_is_gone_is_said_and_a_node_that_lost_its_disk_says_what
         .await
         .unwrap();
     // The controller takes the change, and cannot know what comes of it.
-    let unknown = cluster.bus(["topic", "create", "u", "--server", &alone]).finished().await.unwrap();
+    let unknown = cluster
+        .bus(["topic", "create", "u", "--replicas", "3", "--server", &alone])
+        .finished()
+        .await
+        .unwrap();
     unknown.refused(1, &["whether it was made is not known", "bus topic describe"]).unwrap();
 
     cluster.wipe(dead[0]).await.unwrap();

@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 use std::future::Future;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bus_function::FunctionHost;
@@ -372,7 +372,6 @@ fn build(
         producer_ids: ProducerIds::default(),
         watermarks: Watermarks::load(data.watermarks()),
         catch_up: Throttle::default(),
-        heard: Mutex::default(),
         broker_epoch: AtomicU64::new(0),
         topics: crate::topics::Topics::default(),
         runtime,

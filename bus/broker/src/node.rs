@@ -1,9 +1,8 @@
 //! What every part of a running broker shares.
 
-use std::collections::HashMap;
 use std::future::Future;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bus_metadata::{Applied, Command, Metadata, Registration};
@@ -49,9 +48,6 @@ pub(crate) struct Node {
     pub(crate) watermarks: Watermarks,
     /// What holds records back that go to replicas which a reassignment adds.
     pub(crate) catch_up: Throttle,
-    /// In which registration a leader was last told what a replica has stored: a registration vouches for one log
-    /// of each partition, and no more (KIP-903).
-    pub(crate) heard: Mutex<HashMap<(TopicId, PartitionId), u64>>,
     /// The epoch of this broker's registration; 0 before.
     pub(crate) broker_epoch: AtomicU64,
     /// Where partitions run; they block on the disk.
@@ -113,22 +109,6 @@ impl Node {
             directory: self.data.directory(),
             clean,
         }
-    }
-
-    /// A leader is told from now on, in the registration `broker_epoch`, what the replica has stored.
-    pub(crate) fn hear(&self, at: (TopicId, PartitionId), broker_epoch: u64) {
-        self.heard.lock().unwrap_or_else(PoisonError::into_inner).insert(at, broker_epoch);
-    }
-
-    /// A topic is deleted, and nobody counts on its replicas any more.
-    pub(crate) fn unhear(&self, topic: TopicId) {
-        self.heard.lock().unwrap_or_else(PoisonError::into_inner).retain(|(id, _), _| *id != topic);
-    }
-
-    /// Whether a leader was told in this very registration what the replica has stored: it may count on that.
-    pub(crate) fn was_heard(&self, at: (TopicId, PartitionId)) -> bool {
-        let heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
-        heard.get(&at) == Some(&self.epoch())
     }
 
     /// The epoch of this broker's registration.

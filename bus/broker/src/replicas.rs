@@ -6,14 +6,14 @@ use std::sync::Arc;
 
 use bus_log::{Log, LogConfig};
 use bus_metadata::MetadataImage;
-use bus_protocol::{ErrorCode, NodeId, PartitionId, TopicId, TopicPartition, WireError};
+use bus_protocol::{ErrorCode, PartitionId, TopicId, TopicPartition, WireError};
 use bus_replica::{Matter, Partition, Report, Role};
 use futures::StreamExt as _;
 
 use crate::data_dir::topic_folder;
 use crate::node::Node;
 use crate::refusal::Refusal as _;
-use crate::replication::Replication;
+use crate::replication::{Replication, Stay};
 use crate::topics::{Served, Topic};
 
 /// Logs opened, and replicas told their roles, at once: both wait for the disk more than for a core.
@@ -27,19 +27,16 @@ pub(crate) struct Replicas {
     /// The roles that the running replicas were last told.
     roles: HashMap<At, Role>,
     replication: Replication,
-    /// The broker epoch that the roles were last told in: another ends all streams, and new ones begin in it.
-    broker_epoch: u64,
 }
 
 impl Replicas {
     pub(crate) fn new(node: Arc<Node>) -> Self {
-        Self { node, roles: HashMap::new(), replication: Replication::default(), broker_epoch: 0 }
+        Self { node, roles: HashMap::new(), replication: Replication::default() }
     }
 
     /// Starts, tells, repairs and stops the replicas of one topic.
     pub(crate) async fn serve(&mut self, topic: &Topic, wanted: &bus_metadata::Topic, image: &MetadataImage) {
         let before = topic.partitions.load_full();
-        self.broker_epoch = self.node.epoch();
         let mut served = Vec::with_capacity(wanted.partitions.len());
         let (mut tell, mut open) = (Vec::new(), Vec::new());
         for (number, partition) in wanted.partitions.iter().enumerate() {
@@ -53,19 +50,13 @@ impl Replicas {
             match now.replica().cloned() {
                 Some(running) if running.offline().is_none() => {
                     served.push(serve_as(running.clone(), &role));
-                    let followed = self.to_follow(&role).is_none_or(|leader| self.follows(at, leader, &role));
+                    let followed = Stay::of(&role).is_none_or(|stay| self.replication.follows(at, stay));
                     if self.roles.get(&at) != Some(&role) || !followed {
                         self.leave_other(at, &role).await;
                         tell.push((at, running, role));
                     }
                 }
                 Some(running) if !self.may_repair(at, &role) => served.push(serve_as(running, &role)),
-                None if self.node.was_heard(at) => {
-                    // It was taken away and has come back. Its leader may have been told what the log had stored that
-                    // was removed then: that must not count for an empty one.
-                    self.report_lost(at, "its log was removed, and it holds a replica again");
-                    served.push(Served::Offline("its log was removed: it begins anew".into()));
-                }
                 broken => {
                     let why = self.drop_broken(topic, at, broken).await;
                     served.push(Served::Offline(why));
@@ -98,7 +89,7 @@ impl Replicas {
             leader: partition.leader,
             epoch: partition.leader_epoch,
             partition_epoch: partition.partition_epoch,
-            replicas: partition.replicas.clone(),
+            replicas: partition.since.clone(),
             isr: partition.isr.clone(),
             live: partition.isr.iter().filter(|node| image.is_available(**node)).count(),
             config: topic.config.clone(),
@@ -106,29 +97,19 @@ impl Replicas {
     }
 
     /// Whether nobody counts on what this replica holds, or will by what it was told before, and somebody else leads: it
-    /// can be emptied, and fetched anew. A leader that was told in this very registration what the replica has stored
-    /// might have it join the ISR by that; so the broker registers again after a loss (see `reports.rs`).
+    /// can be emptied, and fetched anew. A leader that was told in this very stay what the replica has stored might have
+    /// it join the ISR by that; so metadata begins another when a loss is reported.
     fn may_repair(&self, at: At, role: &Role) -> bool {
-        !role.isr.contains(&self.node.id)
-            && role.leader.is_some_and(|leader| leader != self.node.id)
-            && !self.node.was_heard(at)
+        let stay = Stay::of(role);
+        let told = self.roles.get(&at).and_then(Stay::of);
+        !role.isr.contains(&self.node.id) && stay.is_some() && told != stay
     }
 
-    /// Ends the stream to a leader that is not the leader of `role`.
+    /// Ends the stream to a leader that is not the leader of `role`, and one of an earlier stay.
     async fn leave_other(&mut self, at: At, role: &Role) {
-        let same = self.to_follow(role).is_some_and(|leader| self.follows(at, leader, role));
-        if !same {
+        if !Stay::of(role).is_some_and(|stay| self.replication.follows(at, stay)) {
             self.replication.leave(at).await;
         }
-    }
-
-    /// Whom this node follows by `role`: nobody where it leads itself.
-    fn to_follow(&self, role: &Role) -> Option<NodeId> {
-        role.leader.filter(|leader| *leader != self.node.id)
-    }
-
-    fn follows(&self, at: At, leader: NodeId, role: &Role) -> bool {
-        self.replication.follows(at, (leader, role.epoch), self.broker_epoch)
     }
 
     async fn tell(&mut self, tell: Vec<(At, Partition, Role)>) {
@@ -146,12 +127,10 @@ impl Replicas {
     }
 
     fn follow(&mut self, at: At, replica: &Partition, role: &Role) {
-        if let Some(leader) = self.to_follow(role)
-            && !self.follows(at, leader, role)
+        if let Some(stay) = Stay::of(role)
+            && !self.replication.follows(at, stay)
         {
-            self.node.hear(at, self.broker_epoch);
-            let (leader, partition) = ((leader, role.epoch), replica.clone());
-            self.replication.follow(&self.node, at, partition, leader, self.broker_epoch);
+            self.replication.follow(&self.node, at, replica.clone(), stay);
         }
     }
 
@@ -209,7 +188,6 @@ impl Replicas {
             }
         }
         self.roles.retain(|(id, _), _| *id != topic.id);
-        self.node.unhear(topic.id);
     }
 
     async fn open_all(&self, topic: &Topic, open: Vec<(At, Role)>) -> Vec<(At, Role, Served)> {
@@ -261,12 +239,13 @@ impl Replicas {
             }
             opened => opened,
         };
-        let others = role.isr.iter().any(|node| *node != self.node.id);
+        // Out of the ISR it is repaired as soon as somebody leads; alone in it, it is for an operator to give it up.
+        let counted = role.isr.contains(&self.node.id) && role.isr.len() > 1;
         match opened {
             Ok(log) => {
                 if let Some(lost) = log.recovery().lost_stored {
                     tracing::error!(partition = %name, lost, end = log.log_end(), "the disk has lost records that it had stored");
-                    if others && role.isr.contains(&self.node.id) {
+                    if counted {
                         let why =
                             format!("its disk has lost records up to offset {lost}, which it had stored");
                         self.report_lost(at, &why);
@@ -280,7 +259,7 @@ impl Replicas {
             }
             Err(error) => {
                 tracing::error!(partition = %name, error = %error.message, "partition is offline");
-                if others {
+                if counted {
                     self.report_lost(at, &error.message);
                 }
                 Served::Offline(error.message)

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use bus_protocol::replicate::{FollowerFrame, LeaderFrame, ReplicateOpen};
 use bus_protocol::{Epoch, NodeId, PartitionId, TopicId, WireError, limits};
-use bus_replica::{FollowError, Following, Partition};
+use bus_replica::{FollowError, Following, Partition, Role};
 use bus_transport::{RecvStream, SendStream};
 use tokio::task::JoinHandle;
 
@@ -27,11 +27,28 @@ pub(crate) struct Replication {
 }
 
 struct Task {
-    leader: NodeId,
-    epoch: Epoch,
-    /// The registration of this broker in which the leader is told what is stored.
-    broker_epoch: u64,
+    stay: Stay,
     running: JoinHandle<()>,
+}
+
+/// As what a replica follows. A leader counts what it is told for as long as this stays the same, and no longer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Stay {
+    /// Whom it follows.
+    leader: NodeId,
+    /// In which leader epoch.
+    epoch: Epoch,
+    /// Since which partition epoch it is held.
+    since: u32,
+}
+
+impl Stay {
+    /// As what the replica follows in this role; `None` where it leads itself, and where nobody does.
+    pub(crate) fn of(role: &Role) -> Option<Self> {
+        let leader = role.leader.filter(|leader| *leader != role.node)?;
+        let since = *role.replicas.get(&role.node)?;
+        Some(Self { leader, epoch: role.epoch, since })
+    }
 }
 
 impl Drop for Task {
@@ -59,32 +76,22 @@ impl Replication {
         }
     }
 
-    /// Whether the partition is followed in this role, and in this registration of the broker.
-    pub(crate) fn follows(
-        &self,
-        at: (TopicId, PartitionId),
-        (leader, epoch): (NodeId, Epoch),
-        broker_epoch: u64,
-    ) -> bool {
-        let same = |task: &Task| {
-            (task.leader, task.epoch, task.broker_epoch) == (leader, epoch, broker_epoch)
-                && !task.running.is_finished()
-        };
-        self.tasks.get(&at).is_some_and(same)
+    /// Whether the partition is followed so.
+    pub(crate) fn follows(&self, at: (TopicId, PartitionId), stay: Stay) -> bool {
+        self.tasks.get(&at).is_some_and(|task| task.stay == stay && !task.running.is_finished())
     }
 
-    /// Follows `leader` in `epoch`, until told otherwise. Whatever was followed before has been left.
+    /// Follows so, until told otherwise. Whatever was followed before has been left.
     pub(crate) fn follow(
         &mut self,
         node: &Arc<Node>,
         at: (TopicId, PartitionId),
         partition: Partition,
-        (leader, epoch): (NodeId, Epoch),
-        broker_epoch: u64,
+        stay: Stay,
     ) {
-        let follower = Follower { node: Arc::clone(node), at, partition, leader, epoch, broker_epoch };
+        let follower = Follower { node: Arc::clone(node), at, partition, stay };
         let running = tokio::spawn(follower.run());
-        self.tasks.insert(at, Task { leader, epoch, broker_epoch, running });
+        self.tasks.insert(at, Task { stay, running });
     }
 }
 
@@ -92,9 +99,7 @@ struct Follower {
     node: Arc<Node>,
     at: (TopicId, PartitionId),
     partition: Partition,
-    leader: NodeId,
-    epoch: Epoch,
-    broker_epoch: u64,
+    stay: Stay,
 }
 
 /// Why a stream ended.
@@ -121,7 +126,8 @@ impl Follower {
             let began = tokio::time::Instant::now();
             let ended = self.stream().await;
             let (topic, partition) = (self.node.called(self.at.0), self.at.1);
-            tracing::debug!(topic, partition, leader = self.leader, epoch = self.epoch, error = %ended, "replication stream ended");
+            let Stay { leader, epoch, .. } = self.stay;
+            tracing::debug!(topic, partition, leader, epoch, error = %ended, "replication stream ended");
             if matches!(ended, Ended::Follow(FollowError::Stale(_) | FollowError::Closed)) {
                 return;
             }
@@ -151,16 +157,18 @@ impl Follower {
 
     async fn begin(&self) -> Result<(Following, SendStream, RecvStream), Ended> {
         let image = self.node.metadata.image();
-        let address = &image.broker(self.leader).ok_or(Ended::Unknown)?.address;
-        let following = self.partition.follow(self.epoch).await?;
-        let (mut send, mut recv) = self.node.peers.replicate(self.leader, address).await?;
+        let Stay { leader, epoch, since } = self.stay;
+        let address = &image.broker(leader).ok_or(Ended::Unknown)?.address;
+        let following = self.partition.follow(epoch).await?;
+        let (mut send, mut recv) = self.node.peers.replicate(leader, address).await?;
         let open = ReplicateOpen {
             topic: self.at.0,
             partition: self.at.1,
             node: self.node.id,
-            broker_epoch: self.broker_epoch,
+            broker_epoch: self.node.epoch(),
+            since,
             stream: STREAMS.fetch_add(1, Ordering::Relaxed),
-            leader_epoch: self.epoch,
+            leader_epoch: epoch,
             log: following.begin_at(),
         };
         send.write_frame(&open, &[]).await?;

@@ -4,7 +4,6 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bus_metadata::{Applied, Command, IsrChange, ProposeError, limits};
@@ -48,8 +47,7 @@ pub(crate) async fn run(node: Arc<Node>, mut reports: mpsc::Receiver<Report>) {
             }
         }
         if !lost.is_empty() {
-            say_lost(&node, &lost).await;
-            begin_anew(&node, &lost).await;
+            say_lost(&node, lost).await;
         }
         if !full.is_empty() {
             say_full(&node, full).await;
@@ -61,8 +59,9 @@ pub(crate) async fn run(node: Arc<Node>, mut reports: mpsc::Receiver<Report>) {
 }
 
 /// Tells metadata that replicas of this node have lost what they stored; again until it is heard, or not true any more.
-async fn say_lost(node: &Arc<Node>, lost: &[(TopicId, PartitionId)]) {
-    let command = Command::ReportLost { node: node.id, epoch: node.epoch(), partitions: lost.to_vec() };
+/// By what metadata says then they are emptied, and fetched anew.
+async fn say_lost(node: &Node, lost: Vec<(TopicId, PartitionId)>) {
+    let command = Command::ReportLost { node: node.id, epoch: node.epoch(), partitions: lost };
     loop {
         match node.metadata.propose(command.clone()).await {
             Ok(_) | Err(ProposeError::Rejected(_) | ProposeError::Stopped(_)) => return,
@@ -87,40 +86,6 @@ async fn say_full(node: &Node, mut full: BTreeSet<(TopicId, PartitionId)>) {
     if let Err(error) = node.metadata.propose(command).await {
         tracing::debug!(%error, "replicas without room stay in the ISR for now");
     }
-}
-
-/// Registers the broker again, so that what leaders were told of the lost replicas counts no more; then those can be
-/// emptied and fetched anew. A replica that stays in the ISR, as nobody else is in it, is not fetched from anywhere.
-async fn begin_anew(node: &Arc<Node>, lost: &[(TopicId, PartitionId)]) {
-    let image = node.metadata.image();
-    let counts = |at: &(TopicId, PartitionId)| {
-        let partition = image.topic_by_id(at.0).and_then(|topic| topic.partition(at.1));
-        let in_sync = partition.is_none_or(|partition| partition.isr.contains(&node.id));
-        !in_sync && node.was_heard(*at)
-    };
-    if !lost.iter().any(counts) {
-        return;
-    }
-    loop {
-        match node.metadata.enter_again(node.registration(true)).await {
-            Ok(epoch) => {
-                node.broker_epoch.store(epoch, Ordering::Release);
-                tracing::info!(epoch, "registered again: lost replicas are fetched anew");
-                break;
-            }
-            Err(error) => tracing::warn!(%error, "the broker is registered again a little later"),
-        }
-        if node.pause(AGAIN).await.is_err() {
-            return;
-        }
-    }
-    while let Err(error) = node.metadata.ready().await {
-        tracing::warn!(%error, "the broker says a little later that it is up");
-        if node.pause(AGAIN).await.is_err() {
-            return;
-        }
-    }
-    node.nudge.notify_one();
 }
 
 /// Asks for changes of the ISR until each is decided: one of which that is not known stays in force on the leader's

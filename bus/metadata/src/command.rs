@@ -111,7 +111,8 @@ pub enum Command {
         throttle: Option<u64>,
     },
     /// A broker's replicas have lost what they stored (a damaged log, a failed disk): they leave the ISR, and the
-    /// leadership, where anybody else is in the ISR. Each stands or falls by itself. -> [`Applied::Partitions`]
+    /// leadership, where anybody else is in the ISR, and are held since then: they can be emptied, and what they stored
+    /// before counts no more. Each stands or falls by itself. -> [`Applied::Partitions`]
     ReportLost {
         /// The broker.
         node: NodeId,

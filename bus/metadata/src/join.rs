@@ -82,18 +82,6 @@ impl Metadata {
         Ok(epoch)
     }
 
-    /// Registers this node's broker again, for what it holds is not what its last registration stands for: when this
-    /// returns it leads nothing, is fenced until [`Self::ready`], and nothing that was said of it in the epoch
-    /// before counts any more. Waits as [`Self::enter`] does.
-    pub async fn enter_again(&self, registration: Registration) -> Result<u64, EnterError> {
-        let core = self.core();
-        core.session.send_modify(|session| session.epoch = None);
-        let deadline = Instant::now() + core.options.join_timeout();
-        let epoch = self.register(registration, deadline).await?;
-        core.session.send_modify(|session| session.epoch = Some(epoch));
-        Ok(epoch)
-    }
-
     async fn form_or_join(&self, entry: &Entry<'_>, cluster_id_if_new: &str) -> Result<(), EnterError> {
         let mut waits = String::new();
         let mut taken = None;

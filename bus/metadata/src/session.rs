@@ -21,9 +21,8 @@ const ELECTION_STEP: Duration = Duration::from_millis(100);
 /// Tells every voter, again and again, that this node's broker is there, once it is registered.
 pub(crate) async fn beat(core: Arc<Core>) {
     let mut session = core.session.subscribe();
-    if session.wait_for(|session| session.epoch.is_some()).await.is_err() {
-        return;
-    }
+    let registered = session.wait_for(|session| session.epoch.is_some()).await;
+    let Ok(Some(epoch)) = registered.map(|session| session.epoch) else { return };
     let mut ticks = interval(core.options.broker_heartbeat());
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut under_way = JoinSet::new();
@@ -31,7 +30,6 @@ pub(crate) async fn beat(core: Arc<Core>) {
     loop {
         tokio::select! {
             _ = ticks.tick() => {
-                let Some(epoch) = core.session.borrow().epoch else { continue };
                 for (node, address) in core.members().voters {
                     // One message a voter at a time: a dead one must not pile them up.
                     if asked.insert(node) {
@@ -90,10 +88,7 @@ impl Core {
 
     /// Says once that another has this broker's id.
     fn superseded(&self, epoch: u64) {
-        let news = self.session.send_if_modified(|session| {
-            // By itself, where it has registered again.
-            session.epoch == Some(epoch) && !std::mem::replace(&mut session.superseded, true)
-        });
+        let news = self.session.send_if_modified(|session| !std::mem::replace(&mut session.superseded, true));
         if news {
             tracing::error!(
                 epoch,

@@ -39,6 +39,9 @@ pub struct ReplicateOpen {
     pub node: NodeId,
     /// The epoch of the follower's registration: what it stored in an earlier life counts nothing (KIP-903).
     pub broker_epoch: u64,
+    /// The partition epoch since which the follower holds its replica: the leader's word for it, or one of the two is
+    /// behind. What it stored in an earlier stay counts nothing.
+    pub since: u32,
     /// Rises with each stream that the follower opens in this registration: one that arrives late must not take the
     /// place of a newer one.
     pub stream: u64,

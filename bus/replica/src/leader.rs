@@ -49,6 +49,8 @@ pub struct Leader<T> {
 /// How far a follower is.
 #[derive(Debug)]
 struct Progress {
+    /// The partition epoch since which it holds its replica: what an earlier stay had stored says nothing of this one.
+    since: u32,
     /// The epoch of the registration in which it replicates now, and its stream; `None` while it does not.
     replicates: Option<(u64, u64)>,
     /// Since when it does not replicate.
@@ -83,8 +85,8 @@ pub struct NotEnoughReplicas {
 pub struct Isr<'a> {
     /// Who is in sync.
     pub members: &'a [NodeId],
-    /// Who holds the partition.
-    pub replicas: &'a [NodeId],
+    /// Who holds the partition, each since which partition epoch.
+    pub replicas: &'a BTreeMap<NodeId, u32>,
     /// Raised at each change of the partition.
     pub partition_epoch: u32,
     /// `min.insync.replicas`.
@@ -226,19 +228,19 @@ impl<T> Leader<T> {
         true
     }
 
-    /// The follower has stored everything below `until`. One that holds no replica, or replicates in another
-    /// registration, changes nothing.
+    /// The follower has stored everything below `until`. One that holds no replica, or replicates by another stream,
+    /// changes nothing: what an older stream says late need not be true any more, and the newer one says it again.
     pub fn follower_stored(
         &mut self,
-        node: NodeId,
-        broker_epoch: u64,
+        (node, broker_epoch): (NodeId, u64),
+        stream: u64,
         until: Offset,
         now: Duration,
     ) -> Vec<T> {
         let end = self.end;
         let Some(progress) = self.followers.get_mut(&node) else { return Vec::new() };
         // A follower is never ahead of its leader: what it claims beyond is not on this history.
-        if progress.replicates.is_none_or(|(now, _)| now != broker_epoch) || until > end {
+        if progress.replicates != Some((broker_epoch, stream)) || until > end {
             return Vec::new();
         }
         progress.stored = until.max(progress.stored);
@@ -345,10 +347,12 @@ impl<T> Leader<T> {
         self.partition_epoch = isr.partition_epoch;
         self.min_isr = isr.min as usize;
         self.live = isr.live;
-        self.followers.retain(|node, _| isr.replicas.contains(node));
-        for node in isr.replicas.iter().filter(|node| **node != self.node) {
+        // Whoever was given up and came back may have come back with nothing.
+        self.followers.retain(|node, progress| isr.replicas.get(node) == Some(&progress.since));
+        for (node, since) in isr.replicas.iter().filter(|(node, _)| **node != self.node) {
             // What it has is unknown, hence nothing that counts, until it says so.
             let unknown = Progress {
+                since: *since,
                 replicates: None,
                 absent: now,
                 latest: (0, 0),

@@ -45,6 +45,7 @@ pub(crate) enum Event {
     },
     FollowerStored {
         follower: (NodeId, u64),
+        stream: u64,
         epoch: Epoch,
         end: Offset,
     },
@@ -221,8 +222,8 @@ impl Owner {
             Event::FollowerOpened { open, answer } => {
                 drop(answer.send(self.replica.follower_opened(&open, now)));
             }
-            Event::FollowerStored { follower, epoch, end } => {
-                let answers = self.replica.follower_stored(follower, epoch, end, now);
+            Event::FollowerStored { follower, stream, epoch, end } => {
+                let answers = self.replica.follower_stored(follower, stream, epoch, end, now);
                 self.answered(answers);
             }
             Event::FollowerGone { follower, stream } => self.replica.follower_gone(follower, stream, now),

@@ -251,14 +251,15 @@ impl Partition {
         self.ask(|answer| Event::FollowerOpened { open, answer }).await
     }
 
-    /// As the leader of `epoch`: the follower, in its registration, has stored all below `end`.
+    /// As the leader of `epoch`: the follower, in its registration and on this stream, has stored all below `end`.
     pub async fn follower_stored(
         &self,
         follower: (NodeId, u64),
+        stream: u64,
         epoch: Epoch,
         end: Offset,
     ) -> Result<(), AppendError> {
-        self.send(Event::FollowerStored { follower, epoch, end }).await
+        self.send(Event::FollowerStored { follower, stream, epoch, end }).await
     }
 
     /// As the leader: the follower's stream has ended. Where the queue is full nobody is told: then the follower

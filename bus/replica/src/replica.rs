@@ -1,5 +1,6 @@
 //! One replica of one partition: its log and its role, with no task, no clock and no network of its own.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use bus_log::{AppendBatch, Log, LogConfig, Outcome, PartialAppend, SyncJob};
@@ -24,8 +25,8 @@ pub struct Role {
     pub epoch: Epoch,
     /// Raised at each change of the partition.
     pub partition_epoch: u32,
-    /// Who holds the partition.
-    pub replicas: Vec<NodeId>,
+    /// Who holds the partition, each since which partition epoch.
+    pub replicas: BTreeMap<NodeId, u32>,
     /// The in-sync replicas.
     pub isr: Vec<NodeId>,
     /// How many of those are up, as far as metadata knows.
@@ -293,6 +294,11 @@ impl<T> Replica<T> {
             let message = format!("the leader epoch is {epoch} here, not {}", open.leader_epoch);
             return refuse(ErrorCode::FencedEpoch, message);
         }
+        if self.role.replicas.get(&open.node) != Some(&open.since) {
+            let message =
+                format!("node {} holds no replica since partition epoch {} here", open.node, open.since);
+            return refuse(ErrorCode::FencedEpoch, message);
+        }
         let log_start = self.log.log_start();
         // An empty log that ends within this one had no more than what was committed and then deleted (or nothing at
         // all): it goes on from there. Taken back to this log's start it would have less than it said it has stored.
@@ -308,23 +314,22 @@ impl<T> Replica<T> {
         if leader.follower_started((open.node, open.broker_epoch), open.stream, open.log.end, now) {
             LeaderFrame::Start
         } else {
-            let message =
-                format!("node {} holds no replica of the partition, or has a later stream", open.node);
-            refuse(ErrorCode::InvalidRequest, message)
+            refuse(ErrorCode::InvalidRequest, format!("node {} has a later stream", open.node))
         }
     }
 
-    /// The follower has stored all below `end`.
+    /// The follower, on this stream, has stored all below `end`.
     pub fn follower_stored(
         &mut self,
-        (node, broker_epoch): (NodeId, u64),
+        follower: (NodeId, u64),
+        stream: u64,
         leader_epoch: Epoch,
         end: Offset,
         now: Duration,
     ) -> Vec<Answer<T>> {
         match &mut self.state {
             State::Leading(leader) if leader.epoch() == leader_epoch => {
-                let answered = leader.follower_stored(node, broker_epoch, end, now);
+                let answered = leader.follower_stored(follower, stream, end, now);
                 self.lead(answered)
             }
             _ => Vec::new(),

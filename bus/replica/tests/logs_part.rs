@@ -21,7 +21,7 @@ fn role(node: NodeId, leader: NodeId, epoch: Epoch, isr: &[NodeId]) -> Role {
         leader: Some(leader),
         epoch,
         partition_epoch: epoch as u32,
-        replicas: vec![1, 2],
+        replicas: [(1, 0), (2, 0)].into(),
         isr: isr.to_vec(),
         live: isr.len(),
         config: TopicConfig::default(),
@@ -56,8 +56,8 @@ fn sync(replica: &mut Replica<()>) {
 }
 
 fn opening(stream: u64, log: LogEnd, epoch: Epoch) -> ReplicateOpen {
-    let (topic, partition, node, broker_epoch) = (TopicId(1), 0, 2, 9);
-    ReplicateOpen { topic, partition, node, broker_epoch, stream, leader_epoch: epoch, log }
+    let (topic, partition, node, broker_epoch, since) = (TopicId(1), 0, 2, 9, 0);
+    ReplicateOpen { topic, partition, node, broker_epoch, since, stream, leader_epoch: epoch, log }
 }
 
 /// What the leader answers to where `follower` ends.
@@ -84,7 +84,7 @@ fn a_follower_whose_log_is_empty_goes_on_where_it_ends() {
     append(&mut leader, 4, 2);
     follower.follow(0, LeaderFrame::Start, Bytes::new()).unwrap();
     push(&leader, &mut follower);
-    leader.follower_stored((2, 9), 0, 8, NOW);
+    leader.follower_stored((2, 9), 1, 0, 8, NOW);
     push(&leader, &mut follower);
     assert_eq!((leader.high_watermark(), follower.high_watermark()), (8, 8));
     // Retention runs here and not yet there.
@@ -133,13 +133,13 @@ fn a_stream_that_arrives_after_a_later_one_begins_nothing() {
     let mut follower = open(&two, role(2, 1, 0, &[1, 2]));
     append(&mut leader, 1, 4);
     assert_eq!(ask(&mut leader, &mut follower, 8), LeaderFrame::Start);
-    leader.follower_stored((2, 9), 0, 4, NOW);
+    leader.follower_stored((2, 9), 8, 0, 4, NOW);
     let late = opening(7, LogEnd { epoch: None, end: 0 }, 0);
     assert!(matches!(leader.follower_opened(&late, NOW), LeaderFrame::Refused(_)));
     leader.follower_gone((2, 9), 7, NOW);
     assert_eq!(leader.followers(), [(2, 4)]);
     append(&mut leader, 1, 4);
-    leader.follower_stored((2, 9), 0, 8, NOW);
+    leader.follower_stored((2, 9), 8, 0, 8, NOW);
     assert_eq!(leader.high_watermark(), 8);
 }
 
@@ -155,7 +155,7 @@ fn a_topic_that_turns_to_fsync_does_not_take_back_what_is_committed() {
     assert_eq!(ask(&mut leader, &mut follower, 1), LeaderFrame::Start);
     follower.follow(0, LeaderFrame::Start, Bytes::new()).unwrap();
     append(&mut leader, 1, 4);
-    leader.follower_stored((2, 9), 0, 4, NOW);
+    leader.follower_stored((2, 9), 1, 0, 4, NOW);
     let read = leader.log().reader().read(0, 1 << 20, Offset::MAX).unwrap();
     let frame = LeaderFrame::Batches { high_watermark: 4, log_start: 0 };
     follower.follow(0, frame, Bytes::from(read.chunks.concat())).unwrap();
@@ -163,4 +163,24 @@ fn a_topic_that_turns_to_fsync_does_not_take_back_what_is_committed() {
     // Nothing of it is synced yet when it comes to lead.
     follower.configure(role(2, 2, 1, &[1, 2]), NOW);
     assert_eq!(follower.high_watermark(), 4);
+}
+
+#[test]
+fn an_opening_from_another_stay_is_refused_until_both_know_of_the_same() {
+    let (one, two) = (MemoryStorage::new(), MemoryStorage::new());
+    let mut leader = open(&one, role(1, 1, 0, &[1]));
+    let mut follower = open(&two, role(2, 1, 0, &[1]));
+    let back = |partition_epoch| Role {
+        partition_epoch,
+        replicas: [(1, 0), (2, partition_epoch)].into(),
+        ..role(1, 1, 0, &[1])
+    };
+    leader.configure(back(2), NOW);
+    let LeaderFrame::Refused(refused) = ask(&mut leader, &mut follower, 1) else { panic!("it is let in") };
+    assert!(refused.code.is_retriable(), "{refused}");
+    let open = opening(2, LogEnd { epoch: None, end: 0 }, 0);
+    assert_eq!(leader.follower_opened(&ReplicateOpen { since: 2, ..open }, NOW), LeaderFrame::Start);
+    let away = Role { replicas: [(1, 0)].into(), ..back(3) };
+    leader.configure(away, NOW);
+    assert!(matches!(ask(&mut leader, &mut follower, 3), LeaderFrame::Refused(_)), "it holds no replica");
 }

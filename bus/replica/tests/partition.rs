@@ -59,7 +59,7 @@ fn role(node: NodeId, replicas: &[NodeId], isr: &[NodeId], epochs: (Epoch, u32),
         leader: isr.first().copied(),
         epoch: epochs.0,
         partition_epoch: epochs.1,
-        replicas: replicas.to_vec(),
+        replicas: replicas.iter().map(|node| (*node, 0)).collect(),
         isr: isr.to_vec(),
         live: isr.len(),
         config,
@@ -225,8 +225,8 @@ async fn open_stream(leader: &Partition, follower: &Partition, epoch: Epoch, str
     let mut end = following.begin_at();
     loop {
         let (topic, partition, broker_epoch) = (TOPIC, 0, 5);
-        let open =
-            ReplicateOpen { topic, partition, node: 2, broker_epoch, stream, leader_epoch: epoch, log: end };
+        let (node, since, leader_epoch, log) = (2, 0, epoch, end);
+        let open = ReplicateOpen { topic, partition, node, broker_epoch, since, stream, leader_epoch, log };
         let frame = leader.follower_opened(open).await.unwrap();
         match following.settle(frame).await.unwrap() {
             Some(cut) => end = cut,
@@ -311,14 +311,14 @@ async fn a_follower_stores_what_its_leader_pushes_and_its_word_commits_it() {
     assert_eq!(leader.followers().await.unwrap(), [(2, 0)]);
     assert_eq!(leader.high_watermark(), 0);
     push(&leader, &follower, &following).await;
-    leader.follower_stored((2, 4), 0, 1).await.unwrap();
-    leader.follower_stored((2, 5), 3, 1).await.unwrap();
+    leader.follower_stored((2, 4), 1, 0, 1).await.unwrap();
+    leader.follower_stored((2, 5), 1, 3, 1).await.unwrap();
     assert_eq!(
         leader.followers().await.unwrap(),
         [(2, 0)],
         "an earlier life's, and another epoch's, count nothing"
     );
-    leader.follower_stored((2, 5), 0, 1).await.unwrap();
+    leader.follower_stored((2, 5), 1, 0, 1).await.unwrap();
     assert_eq!(first.await.unwrap().base_offset, 0);
     assert_eq!(again.await.unwrap().base_offset, 0);
     assert_eq!(leader.high_watermark(), 1);
@@ -365,7 +365,7 @@ async fn one_that_has_caught_up_is_proposed_for_the_isr_and_a_refusal_frees_the_
     let leader = one.open(role(1, &[1, 2], &[1], (0, 0), 1));
     let follower = two.open(role(2, &[1, 2], &[1], (0, 0), 1));
     let _following = open_stream(&leader, &follower, 0, 1).await;
-    leader.follower_stored((2, 5), 0, 0).await.unwrap();
+    leader.follower_stored((2, 5), 1, 0, 0).await.unwrap();
     let Report { matter: Matter::Isr(proposal), .. } = one.reports.recv().await.unwrap() else {
         panic!("another report");
     };

@@ -9,6 +9,8 @@ use bus_protocol::NodeId;
 use bus_replica::IsrProposal;
 
 use crate::clock::{MS, SECOND, Time};
+use crate::invariants::isr_by_compare_and_set::newcomers;
+use crate::invariants::ledger::Ledger;
 use crate::invariants::{Place, election_from_isr, isr_by_compare_and_set};
 use crate::mutation::Mutation;
 use crate::world::{Event, World};
@@ -83,6 +85,8 @@ impl World {
         self.note(format_args!("#{index} {command:?} -> {result:?}"));
         self.uphold(isr_by_compare_and_set::check(&command, &result, &before, &after));
         self.uphold(election_from_isr::check(&before, &after));
+        let newcomers = newcomers(&command, &result, &before);
+        newcomers.into_iter().for_each(|newcomer| self.check_newcomer(newcomer));
         self.control.images.push(after);
         for node in 0..self.nodes.len() {
             let late = self.random.permille(50);
@@ -92,6 +96,17 @@ impl World {
         let delay = self.delay();
         self.schedule(delay, Event::Decide);
         (index, result)
+    }
+
+    /// Looks at a replica that has joined the ISR, where its node runs in the registration in which it was seen in sync.
+    fn check_newcomer(&mut self, (place, member, epoch): (Place, NodeId, u64)) {
+        let at = &self.nodes[member as usize - 1];
+        let Some(demands) = self.watch.demands.get(&place.0).filter(|_| at.registered == Some(epoch)) else {
+            return;
+        };
+        let kept = at.replicas.get(&place).map(|hosted| demands.kept(&hosted.replica));
+        let committed = self.watch.ledgers.get(&place).map_or(0, Ledger::end);
+        self.uphold(isr_by_compare_and_set::check_newcomer((member, place), kept, committed));
     }
 
     /// The command as a broken controller takes it.
@@ -216,7 +231,8 @@ impl World {
 
     /// An entry of the log reaches a node.
     pub(crate) fn learn(&mut self, node: usize, index: u64) {
-        if !self.nodes[node].up || index <= self.nodes[node].learned {
+        let at = &self.nodes[node];
+        if !at.up || index <= at.learned || at.deaf > self.now {
             return;
         }
         let reached = self.controller().is_some_and(|at| self.network.reaches(at, node));
@@ -249,7 +265,6 @@ impl World {
         self.learn_to(node, index);
         match purpose {
             Purpose::Register => {
-                self.begin_registration(node);
                 self.reconcile(node);
                 self.unfence(node);
             }

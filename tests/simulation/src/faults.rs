@@ -27,11 +27,12 @@ enum Fault {
     CleanRestart,
     Drain,
     Reassign,
+    AwayAndBack,
     DeleteBefore,
 }
 
 /// As often as they stand here.
-const FAULTS: [Fault; 30] = [
+const FAULTS: [Fault; 32] = [
     Fault::Kill,
     Fault::Kill,
     Fault::Kill,
@@ -61,6 +62,8 @@ const FAULTS: [Fault; 30] = [
     Fault::CleanRestart,
     Fault::Drain,
     Fault::Reassign,
+    Fault::AwayAndBack,
+    Fault::AwayAndBack,
     Fault::DeleteBefore,
 ];
 
@@ -85,7 +88,9 @@ impl World {
                     self.tear_produce(id);
                 }
             }
-            Fault::Drain | Fault::Reassign | Fault::DeleteBefore => self.administer(fault, node),
+            Fault::Drain | Fault::Reassign | Fault::AwayAndBack | Fault::DeleteBefore => {
+                self.administer(fault, node);
+            }
             // One machine at a time: until the one that lost its disk, or a part of it, has said so.
             _ if !self.damaged.is_empty() => {}
             _ if self.wiped.is_some_and(|node| self.nodes[node].registered.is_none()) => {}
@@ -253,6 +258,7 @@ impl World {
         }
         let place = *self.random.pick(&places);
         match fault {
+            Fault::AwayAndBack => self.send_away(place),
             Fault::Drain => {
                 let id = self.nodes[node].id;
                 let drained = !image.is_drained(id);
@@ -293,6 +299,7 @@ impl World {
                 self.network.heal();
             }
             Mend::Room(node) => self.nodes[node].disk.set_room(None),
+            Mend::Hearing(node) => self.learn(node, self.control.image().index()),
         }
     }
 

@@ -19,6 +19,7 @@
 //!
 //! Not here: QUIC, openraft, the client library. The crate's README says which faults come, and within which bounds.
 
+mod away;
 mod client;
 mod clock;
 mod control;

@@ -12,7 +12,7 @@ use crate::clock::{MS, SECOND};
 use crate::control::Purpose;
 use crate::invariants::{Demands, Place, Seen, election_from_isr, violated};
 use crate::mutation::Mutation;
-use crate::node::{Hosted, Node};
+use crate::node::{Hosted, Node, stay};
 use crate::reading::Reader;
 use crate::world::{Event, World};
 
@@ -111,12 +111,17 @@ impl World {
         for place in places {
             let role = self.nodes[node].role(&image, place, self.mutation);
             match (role, self.nodes[node].replicas.contains_key(&place)) {
+                (Some(role), true) if self.is_offline(node, place) => self.repair(node, place, role),
                 (Some(role), true) => self.configure(node, place, role),
                 (Some(role), false) => self.open(node, place, role),
                 (None, true) => self.delete(node, place),
                 (None, false) => {}
             }
         }
+    }
+
+    fn is_offline(&self, node: usize, place: Place) -> bool {
+        self.nodes[node].replicas.get(&place).is_some_and(|hosted| hosted.offline)
     }
 
     fn open(&mut self, node: usize, place: Place, role: Role) {
@@ -157,48 +162,34 @@ impl World {
         self.settle(node, place, Vec::new());
     }
 
-    /// A damaged replica is emptied, to be had anew from its leader: once it is out of the ISR, and once its broker has
-    /// registered anew. Before, its leader may take it for in sync by what it said in the old registration, and an empty
-    /// one in the ISR could be elected.
-    pub(crate) fn repair(&mut self, node: usize, place: Place) {
-        let asked = self.nodes[node].pending.values().any(|purpose| *purpose == Purpose::Register);
-        if self.is_in_sync(node, place) {
-            self.report_lost(node, place);
-        } else if !asked && self.nodes[node].registered.is_some() {
-            self.register(node);
+    /// A replica that is offline is told no role. A damaged one is emptied, to be had anew from its leader: once it is
+    /// out of the ISR, and follows as another than it last did. Before, its leader may take it for in sync by what it
+    /// said, and an empty one in the ISR could be elected.
+    fn repair(&mut self, node: usize, place: Place, role: Role) {
+        let Some(hosted) = self.nodes[node].replicas.get(&place) else { return };
+        let counts =
+            self.mutation != Some(Mutation::SinceIgnored) && stay(hosted.replica.role()) == stay(&role);
+        let in_sync = role.isr.contains(&role.node);
+        if !self.damaged.contains(&(node, place)) || in_sync || stay(&role).is_none() || counts {
+            return;
+        }
+        self.end_streams(node, place);
+        self.nodes[node].replicas.remove(&place);
+        self.nodes[node].hints.remove(&place);
+        let discarded = bus_log::discard(&self.nodes[node].disk, &Node::dir(place));
+        self.note(format_args!("node {} empties {place:?}: {discarded:?}", node + 1));
+        if discarded.is_ok() {
+            self.damaged.remove(&(node, place));
+            self.open(node, place, role);
         }
     }
 
-    fn is_in_sync(&self, node: usize, place: Place) -> bool {
-        let image = &self.control.images[self.nodes[node].learned as usize];
-        let partition = image.topic_by_id(place.0).and_then(|topic| topic.partition(place.1));
-        partition.is_some_and(|partition| partition.isr.contains(&self.nodes[node].id))
-    }
-
-    /// The broker is registered, for the first time in this life or anew: streams of an older registration end, and
-    /// what is damaged and out of the ISR goes.
-    pub(crate) fn begin_registration(&mut self, node: usize) {
-        let places: Vec<Place> = self.nodes[node].replicas.keys().copied().collect();
-        for place in places {
-            if let Some(stream) = self.nodes[node].replicas.get(&place).and_then(|hosted| hosted.stream) {
-                self.leave_stream(stream);
-            }
+    /// Ends what a replica follows on, and what follows on it.
+    fn end_streams(&mut self, node: usize, place: Place) {
+        if let Some(stream) = self.nodes[node].replicas.get(&place).and_then(|hosted| hosted.stream) {
+            self.leave_stream(stream);
         }
-        let damaged: Vec<Place> =
-            self.damaged.iter().filter(|(damaged, _)| *damaged == node).map(|(_, place)| *place).collect();
-        for place in damaged {
-            let noticed = self.nodes[node].replicas.get(&place).is_some_and(|hosted| hosted.offline);
-            if noticed && !self.is_in_sync(node, place) {
-                self.end_pushes(node, place);
-                self.nodes[node].replicas.remove(&place);
-                self.nodes[node].hints.remove(&place);
-                let discarded = bus_log::discard(&self.nodes[node].disk, &Node::dir(place));
-                self.note(format_args!("node {} empties {place:?}: {discarded:?}", node + 1));
-                if discarded.is_ok() {
-                    self.damaged.remove(&(node, place));
-                }
-            }
-        }
+        self.end_pushes(node, place);
     }
 
     fn configure(&mut self, node: usize, place: Place, role: Role) {
@@ -207,19 +198,20 @@ impl World {
         if *hosted.replica.role() == role {
             return;
         }
-        let moved = {
+        let (moved, stays) = {
             let old = hosted.replica.role();
-            (old.epoch, old.leader) != (role.epoch, role.leader)
+            ((old.epoch, old.leader) != (role.epoch, role.leader), stay(old) == stay(&role))
         };
         let answers = hosted.replica.configure(role.clone(), now);
         hosted.proposed.take_if(|proposed| moved || proposed.partition_epoch < role.partition_epoch);
         self.note(format_args!("node {} takes on {place:?} {}", node + 1, Said(&role)));
         if moved {
-            if let Some(stream) = self.nodes[node].replicas.get(&place).and_then(|hosted| hosted.stream) {
-                self.leave_stream(stream);
-            }
-            self.end_pushes(node, place);
+            self.end_streams(node, place);
             self.took_role(node, place);
+        } else if !stays
+            && let Some(stream) = self.nodes[node].replicas.get(&place).and_then(|hosted| hosted.stream)
+        {
+            self.leave_stream(stream);
         }
         self.settle(node, place, answers);
     }
@@ -267,10 +259,7 @@ impl World {
     }
 
     fn delete(&mut self, node: usize, place: Place) {
-        if let Some(stream) = self.nodes[node].replicas.get(&place).and_then(|hosted| hosted.stream) {
-            self.leave_stream(stream);
-        }
-        self.end_pushes(node, place);
+        self.end_streams(node, place);
         let Some(hosted) = self.nodes[node].replicas.remove(&place) else { return };
         self.nodes[node].hints.remove(&place);
         self.damaged.remove(&(node, place));
@@ -293,9 +282,7 @@ impl World {
             let Some(hosted) = self.nodes[node].replicas.get_mut(&place) else { continue };
             let high_watermark = hosted.replica.high_watermark();
             if hosted.offline {
-                if self.damaged.contains(&(node, place)) {
-                    self.repair(node, place);
-                } else if !hosted.reported {
+                if !hosted.reported {
                     self.report_lost(node, place);
                 }
                 continue;

@@ -18,6 +18,8 @@ pub enum Mutation {
     IgnoresProposedIsr,
     /// A newcomer joins the ISR in whichever registration it has by then (Kafka before KIP-903).
     StaleBrokerEpochIntoIsr,
+    /// A replica that was given up and came back, or was emptied, is taken for what it was before.
+    SinceIgnored,
     /// `acks=all` is answered once the leader has stored the batch.
     AcksBeforeHighWatermark,
     /// `min.insync.replicas` is taken for 1 by leaders.
@@ -36,7 +38,7 @@ pub enum Mutation {
 
 impl Mutation {
     /// All of them.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::FollowerAcksBeforeSync,
         Self::LeaderCountsUnsynced,
         Self::ElectionOutsideIsr,
@@ -44,6 +46,7 @@ impl Mutation {
         Self::SkipsTruncation,
         Self::IgnoresProposedIsr,
         Self::StaleBrokerEpochIntoIsr,
+        Self::SinceIgnored,
         Self::AcksBeforeHighWatermark,
         Self::MinIsrIgnored,
         Self::NoSequenceCheck,
@@ -63,7 +66,9 @@ impl Mutation {
             Self::ElectionOutsideIsr => "election_from_isr",
             Self::TruncatesToHighWatermark => "truncation",
             Self::SkipsTruncation => "convergence",
-            Self::StaleBrokerEpochIntoIsr | Self::CompareAndSetIgnored => "isr_by_compare_and_set",
+            Self::StaleBrokerEpochIntoIsr | Self::SinceIgnored | Self::CompareAndSetIgnored => {
+                "isr_by_compare_and_set"
+            }
             Self::AcksBeforeHighWatermark => "acknowledged_is_committed",
             Self::NoSequenceCheck => "no_loss_no_duplicate_in_order",
             Self::ReaderGetsLogEnd | Self::ServesUnsettled => "readers_below_high_watermark",

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use bus_log::storage::{MemoryStorage, Storage};
 use bus_log::{Env, Options, SyncJob};
 use bus_metadata::{DirectoryId, MetadataImage};
-use bus_protocol::{Durability, NodeId, Offset};
+use bus_protocol::{Durability, Epoch, NodeId, Offset};
 use bus_replica::{IsrProposal, Replica, Role};
 
 use crate::client::Ticket;
@@ -58,6 +58,8 @@ pub(crate) struct Node {
     /// Its registration's epoch, and up to where it knows the metadata.
     pub(crate) registered: Option<u64>,
     pub(crate) learned: u64,
+    /// Until then it learns nothing by itself; after that the newest at once.
+    pub(crate) deaf: Time,
     pub(crate) replicas: BTreeMap<Place, Hosted>,
     /// The high watermarks that it has left on its disk.
     pub(crate) hints: BTreeMap<Place, Offset>,
@@ -84,6 +86,7 @@ impl Node {
             stopping: false,
             registered: None,
             learned: 0,
+            deaf: 0,
             replicas: BTreeMap::new(),
             hints: BTreeMap::new(),
             pending: BTreeMap::new(),
@@ -145,7 +148,7 @@ impl Node {
             leader: partition.leader,
             epoch: partition.leader_epoch,
             partition_epoch: partition.partition_epoch,
-            replicas: partition.replicas.clone(),
+            replicas: partition.since.clone(),
             isr: partition.isr.clone(),
             live: partition.isr.iter().filter(|member| image.is_available(**member)).count(),
             config: topic.config.clone(),
@@ -154,6 +157,7 @@ impl Node {
             Some(Mutation::LeaderCountsUnsynced) if role.leads() => {
                 role.config.durability = Durability::Replicated;
             }
+            Some(Mutation::SinceIgnored) => role.replicas.values_mut().for_each(|since| *since = 0),
             Some(Mutation::MinIsrIgnored) => role.config.min_insync_replicas = 1,
             Some(Mutation::LeadsInOldEpoch) if role.leader.is_none() => {
                 role.leader = role.isr.first().copied();
@@ -162,6 +166,12 @@ impl Node {
         }
         Some(role)
     }
+}
+
+/// As what a replica follows in a role: whom, in which leader epoch, and since when it is held. `None` where it does not.
+pub(crate) fn stay(role: &Role) -> Option<(NodeId, Epoch, u32)> {
+    let leader = role.leader.filter(|leader| *leader != role.node)?;
+    Some((leader, role.epoch, *role.replicas.get(&role.node)?))
 }
 
 fn new_disk() -> MemoryStorage {

@@ -13,6 +13,7 @@ use crate::clock::{MS, Time};
 use crate::control::Purpose;
 use crate::invariants::{Place, batches, truncation};
 use crate::mutation::Mutation;
+use crate::node::stay;
 use crate::pipe::Pipe;
 use crate::stream::{Replication, ToFollower, ToLeader};
 use crate::world::{Event, LAG, World};
@@ -117,7 +118,8 @@ impl World {
         if hosted.replica.leads() || hosted.offline || hosted.stream.is_some() {
             return;
         }
-        let Some(leader) = role.leader.map(|leader| leader as usize - 1) else { return };
+        let Some((leader, _, since)) = stay(&role) else { return };
+        let leader = leader as usize - 1;
         let Ok(mut end) = hosted.replica.position(role.epoch) else { return };
         if self.mutation == Some(Mutation::TruncatesToHighWatermark) {
             end = self.cut_to_high_watermark(node, place).unwrap_or(end);
@@ -129,8 +131,10 @@ impl World {
             follower: (node, life),
             leader: (leader, self.nodes[leader].life),
             broker_epoch,
+            since,
             epoch: role.epoch,
             to_leader: Pipe::default(),
+            held: 0,
             to_follower: Pipe::default(),
             next: None,
             told: (-1, -1),
@@ -305,6 +309,7 @@ impl World {
                     partition: place.1,
                     node: follower.0,
                     broker_epoch: follower.1,
+                    since: stream.since,
                     stream: id,
                     leader_epoch: stream.epoch,
                     log,
@@ -320,7 +325,7 @@ impl World {
             }
             ToLeader::Stored(end) => {
                 let epoch = stream.epoch;
-                let answers = hosted.replica.follower_stored(follower, epoch, end, now);
+                let answers = hosted.replica.follower_stored(follower, id, epoch, end, now);
                 self.settle(node, place, answers);
             }
             ToLeader::End => {

@@ -10,6 +10,7 @@ use bus_replica::AppendError;
 use bytes::Bytes;
 
 use crate::client::Content;
+use crate::clock::Time;
 use crate::invariants::Place;
 use crate::pipe::Pipe;
 
@@ -37,8 +38,12 @@ pub(crate) struct Replication {
     pub(crate) follower: (usize, u64),
     pub(crate) leader: (usize, u64),
     pub(crate) broker_epoch: u64,
+    /// Since which partition epoch the follower holds its replica.
+    pub(crate) since: u32,
     pub(crate) epoch: Epoch,
     pub(crate) to_leader: Pipe<ToLeader>,
+    /// Until then nothing arrives at the leader.
+    pub(crate) held: Time,
     pub(crate) to_follower: Pipe<ToFollower>,
     /// At the leader: the next offset to send, once the logs agree.
     pub(crate) next: Option<Offset>,

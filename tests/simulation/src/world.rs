@@ -4,7 +4,7 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 
 use bus_metadata::Command;
-use bus_protocol::TopicId;
+use bus_protocol::{NodeId, TopicId};
 use std::time::Duration;
 
 use crate::client::Producer;
@@ -55,6 +55,7 @@ pub(crate) enum Event {
     Read(usize),
     // From outside.
     Fault,
+    BringBack { place: Place, replicas: Vec<NodeId>, until: Time },
     Mend(Mend),
     Scrub { node: usize, place: Place },
 }
@@ -64,6 +65,7 @@ pub(crate) enum Event {
 pub(crate) enum Mend {
     Network,
     Room(usize),
+    Hearing(usize),
 }
 
 struct Scheduled {
@@ -268,6 +270,7 @@ impl World {
             Event::Produce(producer) => self.produce(producer),
             Event::Read(reader) => self.read(reader),
             Event::Fault => self.fault(),
+            Event::BringBack { place, replicas, until } => self.bring_back(place, replicas, until),
             Event::Scrub { node, place } => self.scrub(node, place),
             Event::Mend(mend) => self.mend(mend),
             _ => {}
@@ -278,7 +281,10 @@ impl World {
 
     fn arrive_at_leader(&mut self, id: u64) {
         let Some(stream) = self.replications.get(&id) else { return };
-        let (from, to) = (stream.follower.0, stream.leader.0);
+        let (from, to, held) = (stream.follower.0, stream.leader.0, stream.held);
+        if held > self.now {
+            return self.schedule_at(held, Event::ToLeader(id));
+        }
         let ends = matches!(stream.to_leader.front(), Some(ToLeader::End));
         if !ends && !self.network.connects(from, to) {
             return self.schedule(30 * MS, Event::ToLeader(id));

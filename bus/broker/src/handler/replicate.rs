@@ -111,10 +111,11 @@ async fn listen(
     recv: &mut RecvStream,
     stored: watch::Sender<Offset>,
 ) -> Result<(), bus_transport::Error> {
-    let ReplicateOpen { node, broker_epoch, leader_epoch, .. } = follower.open;
+    let ReplicateOpen { node, broker_epoch, stream, leader_epoch, .. } = follower.open;
     while let Some((frame, _)) = recv.read_frame_within::<FollowerFrame>(0).await? {
         let FollowerFrame::Stored { end } = frame else { break };
-        if follower.partition.follower_stored((node, broker_epoch), leader_epoch, end).await.is_err() {
+        let told = follower.partition.follower_stored((node, broker_epoch), stream, leader_epoch, end);
+        if told.await.is_err() {
             break;
         }
         stored.send_replace(end);

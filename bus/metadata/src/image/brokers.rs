@@ -78,15 +78,19 @@ impl MetadataImage {
                 // the most that there is. One whose disk is gone does not: it would be elected with nothing.
                 let leaves_isr = in_isr && (emptied || (maybe_lost && partition.isr.len() > 1));
                 let leads = partition.leader == Some(node);
-                if leaves_isr || leads {
-                    let partition = Arc::make_mut(partition);
-                    partition.partition_epoch += 1;
-                    if leaves_isr {
-                        partition.isr.retain(|member| *member != node);
-                    }
-                    if leads {
-                        partition.leader = None;
-                    }
+                let lost = emptied && partition.replicas.contains(&node);
+                if leaves_isr || leads || lost {
+                    Arc::make_mut(partition).change(|partition| {
+                        if leaves_isr {
+                            partition.isr.retain(|member| *member != node);
+                        }
+                        if leads {
+                            partition.leader = None;
+                        }
+                        if lost {
+                            partition.since.remove(&node);
+                        }
+                    });
                 }
             }
         }

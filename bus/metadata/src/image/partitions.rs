@@ -95,7 +95,8 @@ impl MetadataImage {
             if partition.leader != leader {
                 partition.leader_epoch += 1;
             }
-            *partition = Partition { replicas, isr, leader, target, ..*partition };
+            (partition.replicas, partition.isr) = (replicas, isr);
+            (partition.leader, partition.target) = (leader, target);
         })
     }
 
@@ -171,10 +172,13 @@ impl MetadataImage {
             return Err(invalid(topic, number, &why));
         }
         // What the last one in the ISR has left is the most that there is: it is for an operator to give it up.
-        if !partition.isr.contains(&node) || partition.isr.len() == 1 {
+        if partition.isr == [node] {
             return Ok(partition.partition_epoch);
         }
-        self.leave_isr(node, id, number)
+        self.change_partition(id, number, |partition| {
+            leave_isr(partition, node);
+            partition.since.remove(&node);
+        })
     }
 
     pub(super) fn report_full(
@@ -188,7 +192,7 @@ impl MetadataImage {
         let spare = |(topic, number)| {
             let partition = self.find(topic, number)?.1.partition_epoch;
             if self.can_spare(node, topic, number) {
-                self.leave_isr(node, topic, number)
+                self.change_partition(topic, number, |partition| leave_isr(partition, node))
             } else {
                 Ok(partition)
             }
@@ -203,14 +207,12 @@ impl MetadataImage {
         let others = partition.isr.iter().filter(|member| **member != node && self.is_available(**member));
         partition.isr.contains(&node) && others.count() >= (topic.config.min_insync_replicas as usize).max(1)
     }
+}
 
-    fn leave_isr(&mut self, node: NodeId, id: TopicId, number: PartitionId) -> Result<u32, Rejected> {
-        self.change_partition(id, number, |partition| {
-            partition.isr.retain(|member| *member != node);
-            // Whoever leads next does so in a new leader epoch.
-            partition.leader = partition.leader.filter(|leader| *leader != node);
-        })
-    }
+fn leave_isr(partition: &mut Partition, node: NodeId) {
+    partition.isr.retain(|member| *member != node);
+    // Whoever leads next does so in a new leader epoch.
+    partition.leader = partition.leader.filter(|leader| *leader != node);
 }
 
 /// The rules of a change's replicas: they stay, or become the target once that is in sync.

@@ -210,6 +210,9 @@ pub(crate) fn check_invariants(image: &MetadataImage) {
                 "the leader is in the ISR"
             );
             assert!(partition.replicas.iter().all(|node| image.broker(*node).is_some()));
+            let members: std::collections::BTreeSet<_> = partition.replicas.iter().collect();
+            assert!(partition.since.keys().eq(members), "each replica is held since some epoch");
+            assert!(partition.since.values().all(|since| *since <= partition.partition_epoch));
         }
     }
     assert_eq!(image.replicas, replicas);
@@ -244,6 +247,13 @@ pub(crate) fn check_change(before: &MetadataImage, after: &MetadataImage, comman
             let same_leader = new.leader == old.leader || new.leader.is_none();
             assert!(same_leader || new.leader_epoch > old.leader_epoch, "one leader an epoch");
             assert!(new.leader != old.leader || new.leader_epoch == old.leader_epoch, "the leader goes on");
+            for (node, since) in &new.since {
+                let lost = emptied(*node)
+                    || matches!(command, Command::ReportLost { node: loser, .. } if loser == node && new.isr != [*node]);
+                let fresh = !old.replicas.contains(node) || (lost && old != new);
+                let expected = if fresh { Some(&new.partition_epoch) } else { old.since.get(node) };
+                assert_eq!(Some(since), expected, "who joins, or has lost what it had, holds it since then");
+            }
             let newcomer = new.isr.iter().find(|member| !old.isr.contains(member));
             let unclean = old_topic.config.unclean_leader_election
                 && new.isr.len() == 1

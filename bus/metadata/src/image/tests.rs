@@ -288,6 +288,40 @@ fn a_reassignment_keeps_the_old_replicas_until_the_new_are_in_sync() {
 }
 
 #[test]
+fn a_replica_that_comes_back_or_has_lost_what_it_had_is_another() {
+    let (mut image, id) = one_partition();
+    let held = |image: &MetadataImage| image.topic(&topic(1)).unwrap().partitions[0].clone();
+    assert_eq!(held(&image).since, [(1, 0), (2, 0), (3, 0)].into());
+    reassign(&mut image, id, &[1, 2]).unwrap();
+    settle(&mut image);
+    let seen_before = isr_change(&image, &[1, 2]);
+    reassign(&mut image, id, &[1, 2, 3]).unwrap();
+    let back = held(&image).partition_epoch;
+    assert_eq!(held(&image).since, [(1, 0), (2, 0), (3, back)].into());
+    let Ok(Applied::Partitions(results)) = apply(&mut image, seen_before) else { panic!() };
+    assert!(results[0].is_err(), "what was asked for while it was away is not granted: {results:?}");
+    alter(&mut image, &[1, 2, 3]);
+    settle(&mut image);
+    assert_eq!(held(&image).since[&3], back, "it stays as it catches up");
+
+    // In the ISR or not; but not the last one in it.
+    let epoch = |image: &MetadataImage, node| image.broker(node).unwrap().epoch;
+    for _ in 0..2 {
+        let lost = Command::ReportLost { node: 3, epoch: epoch(&image, 3), partitions: vec![(id, 0)] };
+        apply(&mut image, lost).unwrap();
+        assert_eq!(held(&image).since, [(1, 0), (2, 0), (3, held(&image).partition_epoch)].into());
+    }
+    alter(&mut image, &[1]);
+    let lost = Command::ReportLost { node: 1, epoch: epoch(&image, 1), partitions: vec![(id, 0)] };
+    apply(&mut image, lost).unwrap();
+    assert_eq!(held(&image).since[&1], 0);
+    let Command::RegisterBroker(mut emptied) = register(2) else { unreachable!() };
+    emptied.directory = DirectoryId([2; 16]);
+    apply(&mut image, Command::RegisterBroker(emptied)).unwrap();
+    assert_eq!(held(&image).since[&2], held(&image).partition_epoch);
+}
+
+#[test]
 fn reassignments_that_cannot_be_are_refused_as_a_whole() {
     let (mut image, id) = one_partition();
     let config = BTreeMap::from([("min.insync.replicas".to_owned(), "2".to_owned())]);

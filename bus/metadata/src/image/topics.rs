@@ -38,6 +38,9 @@ impl Topic {
 pub struct Partition {
     /// Who holds it; the first is the preferred leader. The target's members stand among them.
     pub replicas: Vec<NodeId>,
+    /// In which partition epoch each of them joined, or was found to have lost all that it had: what a replica stored
+    /// before says nothing of what it has now.
+    pub since: BTreeMap<NodeId, u32>,
     /// Who of them holds all that is committed, in no order that matters. Empty when the last of them lost its
     /// disk.
     pub isr: Vec<NodeId>,
@@ -56,6 +59,16 @@ impl Partition {
     /// The replicas that it has, or will have once its reassignment is through.
     pub fn wanted(&self) -> &[NodeId] {
         self.target.as_deref().unwrap_or(&self.replicas)
+    }
+
+    /// Changes it, and raises its epoch, which is the one since when newcomers hold it, and those that `change` took out
+    /// of `since`. The others hold it for as long as they did. Gives the new epoch.
+    pub(super) fn change(&mut self, change: impl FnOnce(&mut Self)) -> u32 {
+        change(self);
+        self.partition_epoch += 1;
+        let since = |node: &NodeId| (*node, self.since.get(node).copied().unwrap_or(self.partition_epoch));
+        self.since = self.replicas.iter().map(since).collect();
+        self.partition_epoch
     }
 }
 
@@ -159,9 +172,7 @@ impl MetadataImage {
             partition: number,
             partitions,
         })?);
-        change(partition);
-        partition.partition_epoch += 1;
-        Ok(partition.partition_epoch)
+        Ok(partition.change(change))
     }
 
     /// New partitions, each with its replicas, and counts them.
@@ -176,7 +187,16 @@ impl MetadataImage {
                 let replicas = placement.next(replicas)?;
                 let (isr, leader) = (replicas.clone(), replicas.first().copied());
                 let (leader_epoch, partition_epoch, target) = (0, 0, None);
-                Ok(Arc::new(Partition { replicas, isr, leader, leader_epoch, partition_epoch, target }))
+                let since = replicas.iter().map(|node| (*node, partition_epoch)).collect();
+                Ok(Arc::new(Partition {
+                    replicas,
+                    since,
+                    isr,
+                    leader,
+                    leader_epoch,
+                    partition_epoch,
+                    target,
+                }))
             })
             .collect::<Result<Vec<_>, Rejected>>()?;
         self.replicas += more;

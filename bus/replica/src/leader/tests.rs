@@ -1,5 +1,7 @@
 //! A leader's rules, one by one.
 
+use std::sync::LazyLock;
+
 use super::*;
 
 const LAG: Duration = Duration::from_secs(3);
@@ -8,8 +10,10 @@ fn at(seconds: u64) -> Duration {
     Duration::from_secs(seconds)
 }
 
+static REPLICAS: LazyLock<BTreeMap<NodeId, u32>> = LazyLock::new(|| [(1, 0), (2, 0), (3, 0)].into());
+
 fn isr<'a>(members: &'a [NodeId], min: u32, partition_epoch: u32) -> Isr<'a> {
-    Isr { members, replicas: &[1, 2, 3], partition_epoch, min, live: members.len() }
+    Isr { members, replicas: &REPLICAS, partition_epoch, min, live: members.len() }
 }
 
 fn leader<T>(members: &[NodeId], min: u32, end: Offset, high_watermark: Offset) -> Leader<T> {
@@ -25,9 +29,9 @@ fn acks_all_waits_for_the_slowest_in_sync_replica() {
     let mut leader = leader(&[1, 2, 3], 2, 0, 0);
     leader.appended(10, Acks::All, "a", at(0));
     assert!(leader.stored(10).is_empty());
-    assert!(leader.follower_stored(2, 7, 10, at(0)).is_empty());
-    assert!(leader.follower_stored(3, 6, 10, at(0)).is_empty(), "an earlier life of it counts nothing");
-    assert_eq!(leader.follower_stored(3, 7, 10, at(0)), ["a"]);
+    assert!(leader.follower_stored((2, 7), 2, 10, at(0)).is_empty());
+    assert!(leader.follower_stored((3, 6), 3, 10, at(0)).is_empty(), "an earlier life of it counts nothing");
+    assert_eq!(leader.follower_stored((3, 7), 3, 10, at(0)), ["a"]);
     assert_eq!(leader.high_watermark(), 10);
 }
 
@@ -51,7 +55,7 @@ fn the_isr_does_not_shrink_below_the_minimum_and_one_that_is_down_does_not_count
     assert_eq!(leader.propose(at(99), LAG), None);
     leader.reconfigure(Isr { live: 1, ..isr(&[1, 2], 2, 0) }, at(99));
     assert_eq!(leader.admit(Acks::All, at(99)), Err(NotEnoughReplicas { in_sync: 1, wanted: 2 }));
-    assert_eq!(leader.follower_stored(2, 7, 9, at(99)), ['x']);
+    assert_eq!(leader.follower_stored((2, 7), 2, 9, at(99)), ['x']);
     leader.reconfigure(isr(&[1, 2], 2, 0), at(99));
     leader.follower_gone((2, 7), 2, at(100));
     assert_eq!(leader.admit(Acks::All, at(102)), Ok(()));
@@ -61,11 +65,11 @@ fn the_isr_does_not_shrink_below_the_minimum_and_one_that_is_down_does_not_count
 #[test]
 fn one_that_is_late_leaves_and_one_that_has_caught_up_joins() {
     let mut leader = leader(&[1, 2], 1, 8, 8);
-    leader.follower_stored(3, 7, 8, at(0));
+    leader.follower_stored((3, 7), 3, 8, at(0));
     assert_eq!(leader.propose(at(0), LAG).unwrap().isr, [(1, 0), (2, 0), (3, 7)]);
     leader.appended(9, Acks::All, 'x', at(0));
     leader.stored(9);
-    assert!(leader.follower_stored(2, 7, 9, at(1)).is_empty(), "the one that is to join counts already");
+    assert!(leader.follower_stored((2, 7), 2, 9, at(1)).is_empty(), "the one that is to join counts already");
     assert_eq!(leader.propose(at(9), LAG), None, "one change at a time");
     assert!(leader.reconfigure(isr(&[1, 2, 3], 1, 1), at(1)).is_empty());
     assert_eq!(leader.propose(at(3), LAG), None, "late for less than the limit");
@@ -77,19 +81,19 @@ fn one_that_is_late_leaves_and_one_that_has_caught_up_joins() {
 #[test]
 fn one_that_lacks_what_earlier_leaders_left_does_not_join() {
     let mut leader = leader::<()>(&[1, 2], 1, 8, 3);
-    leader.follower_stored(3, 7, 5, at(0));
+    leader.follower_stored((3, 7), 3, 5, at(0));
     assert!(!leader.is_settled());
     assert_eq!(leader.propose(at(0), LAG), None, "it has all that is committed, not all that may be");
-    leader.follower_stored(2, 7, 8, at(0));
+    leader.follower_stored((2, 7), 2, 8, at(0));
     assert!(leader.is_settled());
-    leader.follower_stored(3, 7, 8, at(0));
+    leader.follower_stored((3, 7), 3, 8, at(0));
     assert!(leader.propose(at(0), LAG).is_some());
 }
 
 #[test]
 fn a_refused_change_frees_the_high_watermark() {
     let mut leader = leader(&[1], 1, 8, 8);
-    leader.follower_stored(2, 7, 8, at(0));
+    leader.follower_stored((2, 7), 2, 8, at(0));
     assert_eq!(leader.propose(at(0), LAG).unwrap().isr, [(1, 0), (2, 7)]);
     leader.appended(9, Acks::All, 'x', at(0));
     assert!(leader.stored(9).is_empty());
@@ -105,13 +109,14 @@ fn a_batch_that_comes_again_is_answered_when_the_first_is_committed() {
     leader.appended(9, Acks::All, "second", at(0));
     leader.repeated(5, Acks::All, "again");
     assert!(leader.stored(9).is_empty());
-    assert_eq!(leader.follower_stored(2, 7, 5, at(0)), ["first"]);
-    assert_eq!(leader.follower_stored(2, 7, 9, at(0)), ["second", "again"]);
+    assert_eq!(leader.follower_stored((2, 7), 2, 5, at(0)), ["first"]);
+    assert_eq!(leader.follower_stored((2, 7), 2, 9, at(0)), ["second", "again"]);
 }
 
 #[test]
 fn one_replica_commits_what_it_stored_and_abandons_the_rest() {
-    let one = Isr { members: &[7], replicas: &[7], partition_epoch: 0, min: 1, live: 1 };
+    let replicas = [(7, 0)].into();
+    let one = Isr { members: &[7], replicas: &replicas, partition_epoch: 0, min: 1, live: 1 };
     let mut leader = Leader::new(7, 0, one, (0, 0), 0, at(0));
     leader.appended(1, Acks::All, 1, at(0));
     leader.appended(2, Acks::Leader, 2, at(0));
@@ -124,7 +129,7 @@ fn one_replica_commits_what_it_stored_and_abandons_the_rest() {
 fn one_that_was_idle_is_not_late_with_the_first_record() {
     let mut leader = leader(&[1, 2, 3], 2, 8, 8);
     for node in [2, 3] {
-        leader.follower_stored(node, 7, 8, at(0));
+        leader.follower_stored((node, 7), node, 8, at(0));
     }
     leader.appended(9, Acks::All, 'x', at(100));
     leader.stored(9);
@@ -138,5 +143,24 @@ fn who_waits_for_the_leader_alone_does_not_wait_behind_others() {
     leader.appended(1, Acks::All, "all", at(0));
     leader.appended(2, Acks::Leader, "leader", at(0));
     assert_eq!(leader.stored(2), ["leader"]);
-    assert_eq!(leader.follower_stored(2, 7, 2, at(0)), ["all"]);
+    assert_eq!(leader.follower_stored((2, 7), 2, 2, at(0)), ["all"]);
+}
+
+#[test]
+fn one_that_was_given_up_and_came_back_is_nobody_that_is_known() {
+    let mut leader = leader::<()>(&[1, 2], 1, 8, 8);
+    leader.follower_stored((3, 7), 3, 8, at(0));
+    // It was away and is back, as seen from metadata; here the one is heard with the other.
+    let back = [(1, 0), (2, 0), (3, 2)].into();
+    leader.reconfigure(Isr { replicas: &back, ..isr(&[1, 2], 1, 2) }, at(0));
+    assert_eq!(leader.propose(at(0), LAG), None, "its log may be empty by now");
+    leader.follower_stored((3, 7), 3, 8, at(0));
+    assert_eq!(leader.propose(at(0), LAG), None, "the stream of its earlier stay says nothing of this one");
+    assert!(leader.follower_started((3, 7), 4, 0, at(0)));
+    leader.follower_stored((3, 7), 3, 8, at(0));
+    assert_eq!(leader.propose(at(0), LAG), None, "nor does it late");
+    leader.follower_stored((3, 7), 4, 8, at(0));
+    assert_eq!(leader.propose(at(0), LAG).unwrap().isr, [(1, 0), (2, 0), (3, 7)]);
+    leader.reconfigure(Isr { replicas: &back, ..isr(&[1, 2, 3], 1, 3) }, at(0));
+    assert_eq!(leader.followers(), [(2, 8), (3, 8)], "another change leaves it what it has");
 }

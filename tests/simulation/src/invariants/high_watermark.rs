@@ -23,7 +23,7 @@ impl HighWatermarks {
     pub(crate) fn observe(&mut self, seen: &Seen<'_>, ledger: &mut Ledger) -> Check {
         let key = (seen.node, seen.place);
         let kept = self.kept.entry(key).or_default();
-        *kept = seen.kept().max(*kept);
+        *kept = seen.demands.kept(seen.replica).max(*kept);
         let now = seen.replica.high_watermark();
         let before = match self.last.insert(key, (seen.life, now)) {
             Some((life, before)) if life == seen.life => before,

@@ -1,10 +1,11 @@
 //! DESIGN §6.5: a partition changes by compare-and-set on its partition epoch, and a newcomer to the ISR is the one
-//! that the leader has seen, in that registration (KIP-903).
+//! that the leader has seen, in that registration (KIP-903), with the log that it has seen: all that is committed is in
+//! it.
 
 use bus_metadata::{Applied, Command, MetadataImage, Partition, Rejected};
-use bus_protocol::{PartitionId, TopicId};
+use bus_protocol::{NodeId, Offset, PartitionId, TopicId};
 
-use super::{Check, violated};
+use super::{Check, Place, violated};
 
 const NAME: &str = "isr_by_compare_and_set";
 
@@ -27,23 +28,21 @@ pub(crate) fn check(
             }
         }
     }
+    for (_, member, epoch) in newcomers(command, applied, before) {
+        let registered = before.broker(member).map(|broker| broker.epoch);
+        if registered != Some(epoch) {
+            let what = format!(
+                "node {member} joins in registration {registered:?}, and was seen in sync in {epoch}"
+            );
+            return violated(NAME, what);
+        }
+    }
     let Ok(Applied::Partitions(results)) = applied else { return Ok(()) };
     match command {
         Command::AlterPartitions { changes, .. } => {
             for (change, result) in changes.iter().zip(results) {
-                let Some(was) = find(before, change.topic, change.partition).filter(|_| result.is_ok())
-                else {
-                    continue;
-                };
-                check_epochs(change.partition_epoch, was)?;
-                for (member, epoch) in change.isr.iter().filter(|(member, _)| !was.isr.contains(member)) {
-                    let registered = before.broker(*member).map(|broker| broker.epoch);
-                    if registered != Some(*epoch) {
-                        let what = format!(
-                            "node {member} joins in registration {registered:?}, and was seen in sync in {epoch}"
-                        );
-                        return violated(NAME, what);
-                    }
+                if let Some(was) = find(before, change.topic, change.partition).filter(|_| result.is_ok()) {
+                    check_epochs(change.partition_epoch, was)?;
                 }
             }
         }
@@ -57,6 +56,39 @@ pub(crate) fn check(
         _ => {}
     }
     Ok(())
+}
+
+/// Whom a command has joined to the ISR, each with the registration in which it was seen in sync.
+pub(crate) fn newcomers(
+    command: &Command,
+    applied: &Result<Applied, Rejected>,
+    before: &MetadataImage,
+) -> Vec<(Place, NodeId, u64)> {
+    let (Command::AlterPartitions { changes, .. }, Ok(Applied::Partitions(results))) = (command, applied)
+    else {
+        return Vec::new();
+    };
+    let granted = changes.iter().zip(results).filter(|(_, result)| result.is_ok());
+    let joined = granted.flat_map(|(change, _)| {
+        let was = find(before, change.topic, change.partition);
+        let joins = move |member| was.is_some_and(|was| !was.isr.contains(member));
+        let joined = change.isr.iter().filter(move |(member, _)| joins(member));
+        joined.map(|(member, epoch)| ((change.topic, change.partition), *member, *epoch))
+    });
+    joined.collect()
+}
+
+/// A replica that has joined the ISR, and of which `kept` would be left; `None` where it has no log at all.
+pub(crate) fn check_newcomer(
+    (node, place): (NodeId, Place),
+    kept: Option<Offset>,
+    committed: Offset,
+) -> Check {
+    if kept.is_some_and(|kept| kept >= committed) {
+        return Ok(());
+    }
+    let what = format!("node {node} joins {place:?} with {kept:?} stored, and {committed} is committed");
+    violated(NAME, what)
 }
 
 fn find(image: &MetadataImage, topic: TopicId, number: PartitionId) -> Option<&Partition> {

@@ -47,6 +47,16 @@ pub(crate) struct Demands {
     pub(crate) durability: Durability,
 }
 
+impl Demands {
+    /// The end of what a power cut (or, with `durability=replicated`, a dead process) leaves of a replica.
+    pub(crate) fn kept(&self, replica: &Replica<Ticket>) -> Offset {
+        match self.durability {
+            Durability::Fsync => replica.log().stored(),
+            Durability::Replicated => replica.log().log_end(),
+        }
+    }
+}
+
 /// A replica as it stands after an event.
 pub(crate) struct Seen<'a> {
     pub(crate) node: NodeId,
@@ -59,16 +69,6 @@ pub(crate) struct Seen<'a> {
     pub(crate) proposed: Option<&'a [(NodeId, u64)]>,
     /// Whether some of what it has cannot be read.
     pub(crate) damaged: bool,
-}
-
-impl Seen<'_> {
-    /// The end of what a power cut (or, with `durability=replicated`, a dead process) leaves of it.
-    pub(crate) fn kept(&self) -> Offset {
-        match self.demands.durability {
-            Durability::Fsync => self.replica.log().stored(),
-            Durability::Replicated => self.replica.log().log_end(),
-        }
-    }
 }
 
 /// The batches of a log from `from` to `below`; an error in words.
