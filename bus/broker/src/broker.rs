@@ -113,6 +113,7 @@ impl Broker {
         options.validate().map_err(StartError::Options)?;
         let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
         let data = DataDir::open(&options.data, options.node_id, uuid::Uuid::new_v4)?;
+        // Holds the folder's lock until what failed has been taken away.
         let mut traces = data.traces();
         let started = Self::start_in(data, options, clock, &mut traces).await;
         if started.is_err() {
@@ -372,6 +373,7 @@ fn build(
         producer_ids: ProducerIds::default(),
         watermarks: Watermarks::load(data.watermarks()),
         catch_up: Throttle::default(),
+        read_ahead: Arc::new(Semaphore::new(limits::PUSHES_READ_AHEAD)),
         broker_epoch: AtomicU64::new(0),
         topics: crate::topics::Topics::default(),
         runtime,

@@ -16,13 +16,14 @@
 use std::fs::{self, File, TryLockError};
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use bus_metadata::DirectoryId;
 use bus_protocol::{NodeId, PartitionId, TopicId, TopicName};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::traces::Traces;
+use crate::traces::{Traces, is_missing};
 
 /// A data folder, locked for as long as the value lives.
 #[derive(Debug)]
@@ -32,7 +33,7 @@ pub(crate) struct DataDir {
     was_clean: bool,
     traces: Traces,
     /// Dropped with the value: the operating system then lets the next process in.
-    _lock: File,
+    _lock: Arc<File>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -94,7 +95,7 @@ impl DataDir {
         // Relative paths would follow a later change of the working directory.
         let root = root.canonicalize().map_err(io(root))?;
         let lock_path = root.join("lock");
-        let is_new = !lock_path.exists();
+        let is_new = is_missing(&lock_path);
         let lock = File::options()
             .create(true)
             .truncate(false)
@@ -106,13 +107,21 @@ impl DataDir {
             Err(TryLockError::WouldBlock) => return Err(DataDirError::InUse { path: root }),
             Err(TryLockError::Error(error)) => return Err(DataDirError::Io { path: lock_path, error }),
         }
-        // From here on nobody else makes anything in it.
-        let tls = root.join("tls");
-        let inside = ["ca.key", "ca.pem", "node.key", "node.pem"].map(|name| tls.join(name));
-        traces.note(if tls.exists() { inside.to_vec() } else { vec![tls] });
-        traces.note(["topics", "blobs", "metadata", "compiled", "node.json"].map(|name| root.join(name)));
-        if is_new {
-            traces.made(lock_path);
+        // A start that failed may have taken its lock away between the two: then this one guards nothing.
+        if !is_same(&lock, &lock_path).map_err(io(&lock_path))? {
+            return Err(DataDirError::InUse { path: root });
+        }
+        let lock = Arc::new(lock);
+        traces.locked(Arc::clone(&lock));
+        // From here on nobody else makes anything in it. What a node has that was here before is never taken away.
+        if is_missing(&root.join("node.json")) {
+            let tls = root.join("tls");
+            let inside = ["ca.key", "ca.pem", "node.key", "node.pem"].map(|name| tls.join(name));
+            traces.note(if is_missing(&tls) { vec![tls] } else { inside.to_vec() });
+            traces.note(["topics", "blobs", "metadata", "compiled", "node.json"].map(|name| root.join(name)));
+            if is_new {
+                traces.made(lock_path);
+            }
         }
         let filled = Self::fill(&root, node_id, new_id);
         let (node, first) = filled.inspect_err(|_| traces.clone().remove())?;
@@ -235,6 +244,17 @@ fn io(path: &Path) -> impl FnOnce(io::Error) -> DataDirError {
 /// The folder of a topic's partitions below `topics/`. `@` cannot stand in a name, so no two topics share one.
 pub(crate) fn topic_folder(topic: &TopicName, id: TopicId) -> String {
     format!("{topic}@{id}")
+}
+
+/// Whether the file at `path` is this one.
+fn is_same(file: &File, path: &Path) -> io::Result<bool> {
+    use std::os::unix::fs::MetadataExt;
+
+    match fs::metadata(path) {
+        Ok(there) => file.metadata().map(|file| (file.dev(), file.ino()) == (there.dev(), there.ino())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+    }
 }
 
 /// Takes the mark of a clean stop away, for good: a crash from here on is one.

@@ -118,7 +118,7 @@ impl Door {
                     }
                     Ok(Err(error)) => tracing::debug!(%error, "handshake failed"),
                     Err(ended) if ended.is_cancelled() => tracing::debug!("a handshake gave way to newer ones"),
-                    Err(panic) => std::panic::resume_unwind(panic.into_panic()),
+                    Err(panic) => tracing::error!(error = %panic, "a handshake panicked"),
                 },
             }
         }

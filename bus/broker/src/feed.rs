@@ -1,14 +1,20 @@
-//! What a reader is fed: batches from memory, or from the disk, a push ahead of what is asked for.
+//! What a reader is fed: batches from memory, or from the disk, a push ahead of what is asked for where there is memory
+//! for that.
+
+use std::sync::Arc;
 
 use bus_log::{Error, Read};
 use bus_protocol::Offset;
+#[cfg(doc)]
+use bus_protocol::limits;
 use bus_replica::Partition;
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::task::JoinHandle;
 
 use crate::node::Node;
 
 /// One reader's way through a partition. While what was read from the disk is on its way to the reader, what comes next
-/// is read: one push is held so, at most.
+/// is read: one push is held so, at most, of [`limits::PUSHES_READ_AHEAD`] on the node.
 #[derive(Default)]
 pub(crate) struct Feed {
     ahead: Option<Ahead>,
@@ -17,16 +23,18 @@ pub(crate) struct Feed {
 struct Ahead {
     from: Offset,
     reading: JoinHandle<Result<Read, Error>>,
+    _place: OwnedSemaphorePermit,
 }
 
 impl Feed {
-    /// Reads from `from` on, as [`read`] does. What was read ahead holds as much as the read before was asked for.
+    /// Reads from `from` on, as [`read`] does. With `more`, as much again will be asked for next, and may be read
+    /// meanwhile.
     pub(crate) async fn next(
         &mut self,
         node: &Node,
         partition: &Partition,
         from: Offset,
-        most: usize,
+        (most, more): (usize, bool),
         below: Offset,
     ) -> Result<Read, Error> {
         let reading = match self.ahead.take().filter(|ahead| ahead.from == from) {
@@ -38,8 +46,13 @@ impl Feed {
         };
         let read = finish(partition, reading).await?;
         let from = read.next_offset;
-        if from < below && partition.reader().read_hot(from, most, below)?.is_none() {
-            self.ahead = Some(Ahead { from, reading: start(node, partition, from, most, below) });
+        if more
+            && from < below
+            && let Ok(place) = Arc::clone(&node.read_ahead).try_acquire_owned()
+            && partition.reader().read_hot(from, most, below)?.is_none()
+        {
+            let reading = start(node, partition, from, most, below);
+            self.ahead = Some(Ahead { from, reading, _place: place });
         }
         Ok(read)
     }

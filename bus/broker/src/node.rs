@@ -48,6 +48,8 @@ pub(crate) struct Node {
     pub(crate) watermarks: Watermarks,
     /// What holds records back that go to replicas which a reassignment adds.
     pub(crate) catch_up: Throttle,
+    /// A place for each push that is read ahead.
+    pub(crate) read_ahead: Arc<Semaphore>,
     /// The epoch of this broker's registration; 0 before.
     pub(crate) broker_epoch: AtomicU64,
     /// Where partitions run; they block on the disk.

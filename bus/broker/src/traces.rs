@@ -1,8 +1,9 @@
 //! What a start takes away again that fails before its node belongs to a cluster, so that it leaves nothing behind.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use bus_transport::TrustStore;
 
@@ -19,18 +20,31 @@ pub(crate) struct Traces {
     /// The mark of a clean stop, which the start has taken.
     mark: Option<PathBuf>,
     authority: Option<(TrustStore, String, String)>,
+    /// The data folder's lock: nobody else makes anything there before this is done.
+    lock: Option<Arc<File>>,
+}
+
+/// Whether there is nothing at `path`, and that is known: not a link to what is away, nor what cannot be looked at.
+pub(crate) fn is_missing(path: &Path) -> bool {
+    path.symlink_metadata().is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
 }
 
 impl Traces {
     /// Notes that `folder` is made now, and what is missing on the way to it.
     pub(crate) fn around(&mut self, folder: &Path) {
-        let missing = folder.ancestors().filter(|folder| !folder.as_os_str().is_empty() && !folder.exists());
+        let missing =
+            folder.ancestors().filter(|folder| !folder.as_os_str().is_empty() && is_missing(folder));
         self.around.extend(missing.map(Path::to_owned));
     }
 
     /// Notes which of these are missing: what is made there from now on is this start's.
     pub(crate) fn note(&mut self, paths: impl IntoIterator<Item = PathBuf>) {
-        self.made.extend(paths.into_iter().filter(|path| !path.exists()));
+        self.made.extend(paths.into_iter().filter(|path| is_missing(path)));
+    }
+
+    /// The start has locked the data folder.
+    pub(crate) fn locked(&mut self, lock: Arc<File>) {
+        self.lock = Some(lock);
     }
 
     /// Notes what this start has made.

@@ -6,8 +6,8 @@
 //!
 //! - A valid batch of a later offset follows: damage, as writes go to the end of the file, and what is before a
 //!   batch was written before it. But a power cut may keep a later page of what was being synced and not an
-//!   earlier one, which then reads as zeros: where a whole page (4 KiB) of zeros lies between, above the mark,
-//!   it is such a hole, and torn.
+//!   earlier one, which then reads as zeros: where a whole page (4 KiB) of zeros lies between, or the rest of the page that
+//!   was durable so far is zeros, above the mark, it is such a hole, and torn.
 //! - Nothing valid follows: torn, if it is above the mark; it was never acknowledged under `fsync`.
 //! - Nothing valid follows, and it is below the mark: the bytes are there and wrong: damage. They are missing
 //!   (the file ends within the batch, or before it, or with zeros): the disk lost the end of the file. That is cut as well, so
@@ -42,6 +42,8 @@ use crate::storage::{File, Storage};
 use crate::{Env, Error};
 
 const PAGE: usize = 4096;
+/// So many zeros are no beginning of a batch: its length, which is not zero, stands within them.
+const ZERO_BYTES: usize = 12;
 /// A file that ends with so many zeros was not written to its end. (A record without headers ends with one.)
 const ZEROS: usize = 8;
 const SEARCH_CHUNK: usize = 4 << 20;
@@ -423,6 +425,14 @@ impl Search<'_> {
     /// Whether a page of the file, from the wrong place to `end`, is all zeros.
     fn hole_before(&self, end: u64) -> Result<bool, Error> {
         let mut page = self.at.position.next_multiple_of(PAGE as u64);
+        // The rest of a page that was durable up to here. Shorter, it could be the first bytes of a damaged header.
+        let rest = (page - self.at.position) as usize;
+        if rest >= ZERO_BYTES
+            && page <= end
+            && self.read(self.at.position, rest)?.iter().all(|byte| *byte == 0)
+        {
+            return Ok(true);
+        }
         while page + PAGE as u64 <= end {
             if self.read(page, PAGE)?.iter().all(|byte| *byte == 0) {
                 return Ok(true);

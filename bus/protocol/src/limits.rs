@@ -29,6 +29,8 @@ pub const REPLICA_BYTES_IN_FLIGHT: usize = 32 << 20;
 pub const PRODUCER_ID_BLOCK: u64 = 1_000;
 /// The most that one push on a fetch stream carries, unless a single batch is larger.
 pub const FETCH_PUSH_BYTES: usize = 1 << 20;
+/// Pushes that a broker has read from its disk before they are asked for, at once.
+pub const PUSHES_READ_AHEAD: usize = 64;
 /// Streams that a peer may hold open at once on a new connection. They take memory before they are used, and before
 /// it is known who the peer is: a broker allows more as they are used, up to the next two.
 pub const STREAMS_AT_FIRST: u32 = 64;

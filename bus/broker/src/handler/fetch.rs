@@ -108,7 +108,8 @@ async fn push(
             return refuse(send, refused).await;
         };
         let most = usize::try_from(credit).unwrap_or(usize::MAX).min(limits::FETCH_PUSH_BYTES);
-        let read = match feed.next(node, partition, from, most, high_watermark).await {
+        let more = credit >= 2 * limits::FETCH_PUSH_BYTES as u64;
+        let read = match feed.next(node, partition, from, (most, more), high_watermark).await {
             Ok(read) => read,
             Err(error) => {
                 return refuse(send, node.moved_on(topic.id, partition.number(), error.refusal())).await;

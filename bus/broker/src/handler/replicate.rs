@@ -145,7 +145,7 @@ async fn push(
         window.forget(*stored.borrow_and_update());
         let room = window.bytes < limits::REPLICA_BYTES_IN_FLIGHT;
         if from < end && room {
-            let read = feed.next(node, partition, from, limits::FETCH_PUSH_BYTES, end).await;
+            let read = feed.next(node, partition, from, (limits::FETCH_PUSH_BYTES, true), end).await;
             let read = match read {
                 Ok(read) => read,
                 Err(error) => return refuse(send, error.refusal()).await,

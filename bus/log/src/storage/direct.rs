@@ -1,9 +1,9 @@
 //! Reading and writing past the page cache (`O_DIRECT`), where the machine can.
 //!
 //! A log's newest bytes are in its hot tail already; a copy of them in the page cache costs a fresh page for each 4 KiB
-//! and a write-back of its own, and pushes out what others read. Direct writes go by whole blocks, so only the middle of
-//! a write takes this way: the ends of it, less than a block each, are left to the page cache. The kernel keeps
-//! both ways coherent.
+//! and a write-back of its own, and pushes out what others read. Direct writes go by whole blocks, so not all of
+//! a write takes this way: its end, less than a block, is left to the page cache until the next one. The kernel keeps both
+//! ways coherent.
 
 use std::fs;
 use std::io;
@@ -90,8 +90,10 @@ impl Direct {
                 Err(error) => return Err(error),
             }
         }
-        let end = read.clamp(into_block, into_block + length);
-        Ok(Some(buffer.share(into_block..end)))
+        let range = into_block..read.clamp(into_block, into_block + length);
+        // A few bytes must not hold a large buffer.
+        let few = range.len() < BUFFER_BYTES / 4;
+        Ok(Some(if few { Bytes::copy_from_slice(&buffer.blocks()[range]) } else { buffer.share(range) }))
     }
 }
 

@@ -161,18 +161,24 @@ impl File for DiskFile {
     }
 
     fn write_at(&self, parts: &[&[u8]], position: u64) -> io::Result<()> {
-        let mut rest = Parts::new(parts);
-        let Some(direct) = self.direct.as_ref().filter(|_| rest.left() >= direct::LEAST_BYTES) else {
-            self.cached.fetch_add(rest.left() as i64, Ordering::Relaxed);
+        let length: usize = parts.iter().map(|part| part.len()).sum();
+        let Some(direct) = self.direct.as_ref().filter(|_| length >= direct::LEAST_BYTES) else {
+            self.cached.fetch_add(length as i64, Ordering::Relaxed);
             return self.write_cached(parts, position);
         };
-        // Up to a block's start, the blocks, and what is left: less than a block where all went well.
-        let mut position = position;
-        let head = (BLOCK - position as usize % BLOCK) % BLOCK;
-        self.write_next(&mut rest, head, &mut position)?;
-        let written = direct.write(&self.file, &self.buffers, &mut rest, position)?;
+        // The blocks from the one on that the last write ended in, which is written again with what follows in it: left
+        // to the page cache, it could reach the disk after what comes behind it. Then what is left, less than a block
+        // where all went well.
+        let mut head = vec![0; position as usize % BLOCK];
+        let start = position - head.len() as u64;
+        if self.read_at(&mut head, start)? < head.len() {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        let all: Vec<&[u8]> = std::iter::once(&head[..]).chain(parts.iter().copied()).collect();
+        let mut rest = Parts::new(&all);
+        let written = direct.write(&self.file, &self.buffers, &mut rest, start)?;
         self.cached.fetch_sub(written as i64, Ordering::Relaxed);
-        position += written;
+        let mut position = start + written;
         while rest.left() > 0 {
             let count = rest.left().min(direct::LEAST_BYTES);
             self.write_next(&mut rest, count, &mut position)?;

@@ -115,6 +115,29 @@ fn damage_in_the_last_batch_is_damage_if_it_was_stored() {
 }
 
 #[test]
+fn a_hole_in_the_rest_of_a_page_that_was_stored_in_part_is_torn() {
+    let disk = Disk::new();
+    let mut log = disk.open(&LogConfig::default()).unwrap();
+    append(&mut log, 1, 5_000);
+    log.sync().unwrap();
+    let stored = disk.storage.contents(&segment(0)).unwrap().len();
+    let end = log.log_end();
+    for size in [2_000, 5_000, 500] {
+        append(&mut log, 1, size);
+    }
+    disk.storage.crash(Crash::ProcessOnly);
+    let mut bytes = disk.storage.contents(&segment(0)).unwrap();
+    bytes[stored..8_192].fill(0);
+    disk.storage.set_contents(&segment(0), bytes.clone());
+    assert_eq!(disk.open(&LogConfig::default()).unwrap().log_end(), end);
+
+    // What is wrong there, but not a hole, is damage.
+    bytes[stored + 20] = 1;
+    disk.storage.set_contents(&segment(0), bytes);
+    assert!(matches!(disk.open(&LogConfig::default()), Err(Error::Damaged { .. })));
+}
+
+#[test]
 fn a_hole_in_what_was_being_synced_is_torn() {
     let disk = Disk::new();
     let mut log = disk.open(&LogConfig::default()).unwrap();
