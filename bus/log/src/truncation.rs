@@ -78,7 +78,6 @@ impl Log {
             let _ = segment.file(storage.as_ref());
             remove_segment(storage.as_ref(), &segment.log);
         }
-        (self.start, self.next) = (offset, offset);
         let (_, checkpoint) = empty_at(offset);
         let synced = storage.sync_dir(&self.shared.dir);
         let done = synced.map_err(|error| Error::io("sync", &self.shared.dir, error)).and_then(|()| {
@@ -89,7 +88,15 @@ impl Log {
             saved.checkpoint = checkpoint;
             Ok(())
         });
-        self.shared.stored.store(offset, Ordering::Release);
+        // Where it failed, the log is empty where it ended: that much is durable, and no more may be told.
+        let end = if done.is_ok() { offset } else { self.next };
+        if done.is_err() {
+            // As far as the disk still takes it: a mark ahead of the log is taken for a loss when it is opened.
+            let mut saved = self.shared.saved();
+            self.shared.write_mark(&mut saved, empty_at(end).0, true).ok();
+        }
+        (self.start, self.next) = (end, end);
+        self.shared.stored.store(end, Ordering::Release);
         self.finish_truncation();
         done.map_err(|error| self.shared.poison(error))
     }

@@ -331,8 +331,12 @@ impl World {
         }
     }
 
-    /// A machine whose disk failed starts anew.
+    /// A machine whose disk failed starts anew; one whose replicas were all repaired meanwhile need not.
     pub(crate) fn reboot(&mut self, node: usize) {
+        let at = &self.nodes[node];
+        if !at.suspect && at.replicas.values().all(|hosted| !hosted.offline) {
+            return;
+        }
         self.kill(node, Crash::DropUnsynced);
         let delay = self.random.within(100..1_000) * MS;
         self.schedule(delay, Event::Start { node });

@@ -121,8 +121,15 @@ impl World {
 
     /// What has not come back yet.
     fn left(&mut self) -> Option<String> {
-        // A scrub, as it were: what nobody has read yet.
-        if let Some((node, place)) = self.damaged.first().copied() {
+        // A scrub, as it were: what nobody has read yet. What a node still has of a partition that was taken from it while
+        // it was down is nobody's any more.
+        let image = self.control.image();
+        let held = |(node, (topic, number)): &(usize, Place)| {
+            let partition =
+                image.topic_by_id(*topic).and_then(|topic| topic.partitions.get(*number as usize));
+            partition.is_some_and(|partition| partition.replicas.contains(&(*node as u64 + 1)))
+        };
+        if let Some((node, place)) = self.damaged.iter().copied().find(held) {
             self.go_offline(node, place, "a byte has turned over");
             return Some(format!("{place:?} on node {} is damaged", node + 1));
         }

@@ -85,6 +85,13 @@ fn holds(seed: u64) {
 /// as they are: the product's own tests hold these cases too.)
 #[test]
 fn seeds_that_once_failed_hold() {
+    // A damaged replica was taken from its node while that was down: nobody repairs it, and nobody has to.
+    holds(0x18ea_0d87_9e5b_ce20);
+    // A replica that was to begin anew, on a disk that filled up on the way, told that it had.
+    holds(0x18ea_0dcf_8af1_e84e);
+    // A machine whose damaged replica had been repaired long ago was started anew, while others were away.
+    holds(0x18ea_0df5_9430_5b23);
+    holds(0x18ea_0e1a_ff1c_c97b);
     // An emptied follower was taken back to its leader's log start, while in sync; and an old stream's opening took the
     // place of a newer one's, whose follower was never heard again.
     holds(0x7f);
