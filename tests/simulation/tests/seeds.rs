@@ -89,6 +89,9 @@ fn seeds_that_once_failed_hold() {
     holds(0x18ea_0d87_9e5b_ce20);
     // A replica that was to begin anew, on a disk that filled up on the way, told that it had.
     holds(0x18ea_0dcf_8af1_e84e);
+    // A crash kept half of a folder's renaming; then what was new in the folder came back under its old name.
+    holds(0x18ea_0e32_1f23_e471);
+    holds(0x18ea_0ed4_976e_c5e8);
     // A machine whose damaged replica had been repaired long ago was started anew, while others were away.
     holds(0x18ea_0df5_9430_5b23);
     holds(0x18ea_0e1a_ff1c_c97b);

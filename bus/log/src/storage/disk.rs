@@ -1,11 +1,11 @@
 //! The machine's file system.
 
 use std::fs::{self, OpenOptions};
-use std::io::{self, IoSlice, Seek, SeekFrom, Write};
+use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 
@@ -13,6 +13,9 @@ use super::buffers::{BLOCK, Buffers};
 use super::direct::{self, Direct};
 use super::parts::Parts;
 use super::{File, Storage, read_copy};
+
+/// The most that goes to the page cache in one write.
+const GATHERED_BYTES: usize = 256 << 10;
 
 /// The machine's file system. Paths are taken as they come.
 ///
@@ -38,8 +41,6 @@ struct DiskFile {
     /// Bytes written through the page cache since the file was opened, less those written past it: where there are any,
     /// it is worth asking the cache for them.
     cached: AtomicI64,
-    /// Where the file's cursor stands, if that is known: only gathered writes use it, as std has no pwritev.
-    cursor: Mutex<Option<u64>>,
 }
 
 impl DiskStorage {
@@ -55,45 +56,20 @@ impl DiskStorage {
             direct: self.direct.then(Direct::default),
             buffers,
             cached: AtomicI64::new(0),
-            cursor: Mutex::new(None),
         })
     }
 }
 
 impl DiskFile {
-    /// Writes the next `count` bytes through the page cache.
-    fn write_next(&self, parts: &mut Parts<'_>, count: usize, position: &mut u64) -> io::Result<()> {
-        let mut bytes = vec![0; count];
-        parts.copy(&mut bytes);
-        self.file.write_all_at(&bytes, *position)?;
-        *position += count as u64;
-        Ok(())
-    }
-
-    /// Writes `parts` through the page cache.
-    fn write_cached(&self, parts: &[&[u8]], position: u64) -> io::Result<()> {
-        if let [part] = parts {
-            return self.file.write_all_at(part, position);
+    /// Writes `rest` through the page cache: gathered, as a batch has several parts, and std no pwritev.
+    fn write_cached(&self, mut rest: Parts<'_>, mut position: u64) -> io::Result<()> {
+        let mut gathered = vec![0; rest.left().min(GATHERED_BYTES)];
+        while rest.left() > 0 {
+            let count = rest.left().min(gathered.len());
+            rest.copy(&mut gathered[..count]);
+            self.file.write_all_at(&gathered[..count], position)?;
+            position += count as u64;
         }
-        // A panic cannot happen while this is held; and what it guards is reset below in any case.
-        let mut cursor = self.cursor.lock().unwrap_or_else(PoisonError::into_inner);
-        if *cursor != Some(position) {
-            (&self.file).seek(SeekFrom::Start(position))?;
-        }
-        *cursor = None;
-        let total: usize = parts.iter().map(|part| part.len()).sum();
-        let mut slices: Vec<IoSlice<'_>> = parts.iter().map(|part| IoSlice::new(part)).collect();
-        let mut rest = &mut slices[..];
-        IoSlice::advance_slices(&mut rest, 0);
-        while !rest.is_empty() {
-            match (&self.file).write_vectored(rest) {
-                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-                Ok(written) => IoSlice::advance_slices(&mut rest, written),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
-            }
-        }
-        *cursor = Some(position + total as u64);
         Ok(())
     }
 }
@@ -164,7 +140,7 @@ impl File for DiskFile {
         let length: usize = parts.iter().map(|part| part.len()).sum();
         let Some(direct) = self.direct.as_ref().filter(|_| length >= direct::LEAST_BYTES) else {
             self.cached.fetch_add(length as i64, Ordering::Relaxed);
-            return self.write_cached(parts, position);
+            return self.write_cached(Parts::new(parts), position);
         };
         // The blocks from the one on that the last write ended in, which is written again with what follows in it: left
         // to the page cache, it could reach the disk after what comes behind it. Then what is left, less than a block
@@ -178,12 +154,7 @@ impl File for DiskFile {
         let mut rest = Parts::new(&all);
         let written = direct.write(&self.file, &self.buffers, &mut rest, start)?;
         self.cached.fetch_sub(written as i64, Ordering::Relaxed);
-        let mut position = start + written;
-        while rest.left() > 0 {
-            let count = rest.left().min(direct::LEAST_BYTES);
-            self.write_next(&mut rest, count, &mut position)?;
-        }
-        Ok(())
+        self.write_cached(rest, start + written)
     }
 
     fn sync_data(&self) -> io::Result<()> {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::{File, Storage};
@@ -25,13 +25,14 @@ pub struct MemoryStorage {
     state: Arc<Mutex<State>>,
 }
 
-#[derive(Default)]
+/// Folders and files are known by number, as a disk's are: what is pending in a folder stays its own when the
+/// folder is renamed.
 struct State {
-    live: BTreeMap<PathBuf, Node>,
-    durable: BTreeMap<PathBuf, Node>,
+    /// The first is the root. One that no entry names any more is gone.
+    folders: Vec<Folder>,
+    files: Vec<FileState>,
     /// Changes to folders since they were synced, in order.
     changes: Vec<Change>,
-    files: Vec<FileState>,
     /// Raised by a crash: older handles are dead.
     generation: u64,
     /// Bytes that may still be written before the disk is full.
@@ -41,17 +42,42 @@ struct State {
     syncs: u64,
 }
 
+impl Default for State {
+    fn default() -> Self {
+        Self {
+            folders: vec![Folder::default()],
+            files: Vec::new(),
+            changes: Vec::new(),
+            generation: 0,
+            room: None,
+            failing_syncs: 0,
+            reads: 0,
+            syncs: 0,
+        }
+    }
+}
+
 #[derive(Clone, Copy, PartialEq)]
 enum Node {
-    Dir,
+    Dir(usize),
     File(usize),
 }
 
-/// Entry `path` became `node`, or went.
-#[derive(Clone)]
+type Entries = BTreeMap<String, Node>;
+
+#[derive(Default)]
+struct Folder {
+    live: Entries,
+    durable: Entries,
+}
+
+/// Entry `name` of `folder` became `node`, or went. After a crash it did, or it did not.
 struct Change {
-    path: PathBuf,
+    folder: usize,
+    name: String,
     node: Option<Node>,
+    /// The entry that went in the same moment: a rename is there whole, or not at all.
+    from: Option<(usize, String)>,
 }
 
 #[derive(Default)]
@@ -124,12 +150,11 @@ impl MemoryStorage {
         let changes = std::mem::take(&mut state.changes);
         let kept = seed.as_mut().map_or(0, |seed| next_random(seed) as usize % (changes.len() + 1));
         for change in changes.into_iter().take(kept) {
-            apply(&mut state.durable, change);
+            change.apply(&mut state.folders, |folder| &mut folder.durable);
         }
-        // An entry whose folder did not survive is not reachable.
-        let survivors = state.durable.clone();
-        state.durable.retain(|path, _| path.ancestors().skip(1).all(|dir| is_dir(&survivors, dir)));
-        state.live = state.durable.clone();
+        for folder in &mut state.folders {
+            folder.live = folder.durable.clone();
+        }
         for file in &mut state.files {
             let pending = std::mem::take(&mut file.pending);
             if let Some(seed) = &mut seed {
@@ -170,16 +195,13 @@ impl MemoryStorage {
     /// A file's bytes as they are live, for tests that look or meddle.
     pub fn contents(&self, path: &Path) -> Option<Vec<u8>> {
         let state = lock(&self.state);
-        match state.live.get(path) {
-            Some(Node::File(id)) => Some(state.files[*id].live.clone()),
-            _ => None,
-        }
+        state.file_at(path).ok().map(|id| state.files[id].live.clone())
     }
 
     /// Puts other bytes in a file's place, durably: damage, as it were.
     pub fn set_contents(&self, path: &Path, bytes: Vec<u8>) {
         let mut state = lock(&self.state);
-        if let Some(Node::File(id)) = state.live.get(path).copied() {
+        if let Ok(id) = state.file_at(path) {
             state.files[id] = FileState { live: bytes.clone(), durable: bytes, pending: Vec::new() };
         }
     }
@@ -189,22 +211,72 @@ impl MemoryStorage {
     }
 }
 
-fn is_dir(nodes: &BTreeMap<PathBuf, Node>, path: &Path) -> bool {
-    path.parent().is_none() || path.as_os_str().is_empty() || nodes.get(path) == Some(&Node::Dir)
+impl Change {
+    fn apply(&self, folders: &mut [Folder], entries: impl Fn(&mut Folder) -> &mut Entries) {
+        if let Some((folder, name)) = &self.from {
+            entries(&mut folders[*folder]).remove(name);
+        }
+        let entries = entries(&mut folders[self.folder]);
+        match self.node {
+            Some(node) => entries.insert(self.name.clone(), node),
+            None => entries.remove(&self.name),
+        };
+    }
 }
 
-fn apply(nodes: &mut BTreeMap<PathBuf, Node>, change: Change) {
-    match change.node {
-        Some(node) => nodes.insert(change.path, node),
-        None => nodes.remove(&change.path),
-    };
+/// The names that lead to `path` from the root.
+fn names(path: &Path) -> impl Iterator<Item = String> + '_ {
+    path.components().filter_map(|part| match part {
+        Component::Normal(name) => Some(name.to_string_lossy().into_owned()),
+        _ => None,
+    })
 }
 
 impl State {
-    fn change(&mut self, path: &Path, node: Option<Node>) {
-        let change = Change { path: path.to_owned(), node };
-        apply(&mut self.live, change.clone());
+    fn find(&self, path: &Path) -> Option<Node> {
+        names(path).try_fold(Node::Dir(0), |node, name| match node {
+            Node::Dir(folder) => self.folders[folder].live.get(&name).copied(),
+            Node::File(_) => None,
+        })
+    }
+
+    fn dir_at(&self, path: &Path) -> io::Result<usize> {
+        match self.find(path) {
+            Some(Node::Dir(folder)) => Ok(folder),
+            _ => Err(not_found()),
+        }
+    }
+
+    fn file_at(&self, path: &Path) -> io::Result<usize> {
+        match self.find(path) {
+            Some(Node::File(id)) => Ok(id),
+            _ => Err(not_found()),
+        }
+    }
+
+    /// The folder that `path` is an entry of, and the entry's name.
+    fn entry(&self, path: &Path) -> io::Result<(usize, String)> {
+        let folder = self.dir_at(path.parent().ok_or_else(not_found)?)?;
+        Ok((folder, names(path).last().ok_or_else(not_found)?))
+    }
+
+    fn make(&mut self, change: Change) {
+        change.apply(&mut self.folders, |folder| &mut folder.live);
         self.changes.push(change);
+    }
+
+    fn set(&mut self, (folder, name): (usize, String), node: Option<Node>) {
+        self.make(Change { folder, name, node, from: None });
+    }
+
+    /// Takes away what is in a folder, what lies deepest first.
+    fn clear(&mut self, folder: usize) {
+        for (name, node) in self.folders[folder].live.clone() {
+            if let Node::Dir(below) = node {
+                self.clear(below);
+            }
+            self.set((folder, name), None);
+        }
     }
 
     fn file(&mut self, handle: &MemoryFile) -> io::Result<&mut FileState> {
@@ -228,103 +300,81 @@ impl State {
 impl Storage for MemoryStorage {
     fn open(&self, path: &Path) -> io::Result<Arc<dyn File>> {
         let state = lock(&self.state);
-        match state.live.get(path) {
-            Some(Node::File(id)) => Ok(self.handle(&state, *id)),
-            _ => Err(not_found()),
-        }
+        state.file_at(path).map(|id| self.handle(&state, id))
     }
 
     fn create(&self, path: &Path) -> io::Result<Arc<dyn File>> {
         let mut state = lock(&self.state);
-        if !path.parent().is_some_and(|dir| is_dir(&state.live, dir)) {
-            return Err(not_found());
-        }
+        let entry = state.entry(path)?;
         if state.room == Some(0) {
             return Err(io::ErrorKind::StorageFull.into());
         }
         let id = state.files.len();
         state.files.push(FileState::default());
-        state.change(path, Some(Node::File(id)));
+        state.set(entry, Some(Node::File(id)));
         Ok(self.handle(&state, id))
     }
 
     fn list(&self, dir: &Path) -> io::Result<Vec<String>> {
         let state = lock(&self.state);
-        if !is_dir(&state.live, dir) {
-            return Err(not_found());
-        }
-        let inside = state.live.keys().filter(|path| path.parent() == Some(dir));
-        Ok(inside.filter_map(|path| Some(path.file_name()?.to_str()?.to_owned())).collect())
+        let folder = state.dir_at(dir)?;
+        Ok(state.folders[folder].live.keys().cloned().collect())
     }
 
     fn create_dir(&self, dir: &Path) -> io::Result<()> {
         let mut state = lock(&self.state);
-        let mut missing: Vec<&Path> = dir.ancestors().take_while(|path| !is_dir(&state.live, path)).collect();
-        while let Some(path) = missing.pop() {
-            state.change(path, Some(Node::Dir));
+        let mut folder = 0;
+        for name in names(dir) {
+            folder = match state.folders[folder].live.get(&name) {
+                Some(Node::Dir(below)) => *below,
+                Some(Node::File(_)) => return Err(io::ErrorKind::NotADirectory.into()),
+                None => {
+                    let below = state.folders.len();
+                    state.folders.push(Folder::default());
+                    state.set((folder, name), Some(Node::Dir(below)));
+                    below
+                }
+            };
         }
         Ok(())
     }
 
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {
         let mut state = lock(&self.state);
-        if !is_dir(&state.live, dir) {
-            return Err(not_found());
-        }
+        let folder = state.dir_at(dir)?;
         state.syncs += 1;
-        let (synced, kept) = std::mem::take(&mut state.changes)
-            .into_iter()
-            .partition(|change| change.path.parent() == Some(dir));
+        let (synced, kept): (Vec<Change>, Vec<Change>) =
+            std::mem::take(&mut state.changes).into_iter().partition(|change| change.folder == folder);
         state.changes = kept;
-        let synced: Vec<Change> = synced;
-        synced.into_iter().for_each(|change| apply(&mut state.durable, change));
+        for change in synced {
+            change.apply(&mut state.folders, |folder| &mut folder.durable);
+        }
         Ok(())
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
         let mut state = lock(&self.state);
-        let node = *state.live.get(from).ok_or_else(not_found)?;
-        // A folder takes what is in it along, durably or not, as it does on a disk.
-        let moved: Vec<(PathBuf, PathBuf)> = match node {
-            Node::File(_) => Vec::new(),
-            Node::Dir => {
-                let below =
-                    state.live.keys().chain(state.durable.keys()).filter(|path| path.starts_with(from));
-                below
-                    .filter_map(|path| Some((path.clone(), to.join(path.strip_prefix(from).ok()?))))
-                    .filter(|(path, _)| path != from)
-                    .collect()
-            }
-        };
-        state.change(to, Some(node));
-        state.change(from, None);
-        for (old, new) in moved {
-            if let Some(node) = state.live.get(&old).copied() {
-                state.change(&new, Some(node));
-                state.change(&old, None);
-            }
-        }
+        let node = state.find(from).ok_or_else(not_found)?;
+        let from = state.entry(from)?;
+        let (folder, name) = state.entry(to)?;
+        state.make(Change { folder, name, node: Some(node), from: Some(from) });
         Ok(())
     }
 
     fn remove_file(&self, path: &Path) -> io::Result<()> {
         let mut state = lock(&self.state);
-        match state.live.get(path) {
-            Some(Node::File(_)) => {
-                state.change(path, None);
-                Ok(())
-            }
-            _ => Err(not_found()),
-        }
+        state.file_at(path)?;
+        let entry = state.entry(path)?;
+        state.set(entry, None);
+        Ok(())
     }
 
     fn remove_dir(&self, dir: &Path) -> io::Result<()> {
         let mut state = lock(&self.state);
-        if !is_dir(&state.live, dir) {
-            return Err(not_found());
-        }
-        let gone: Vec<PathBuf> = state.live.keys().filter(|path| path.starts_with(dir)).cloned().collect();
-        gone.iter().rev().for_each(|path| state.change(path, None));
+        let folder = state.dir_at(dir)?;
+        let entry = state.entry(dir)?;
+        state.clear(folder);
+        state.set(entry, None);
         Ok(())
     }
 }
