@@ -124,11 +124,16 @@ impl World {
         self.watch.demands.values().any(|demands| demands.durability == Durability::Replicated)
     }
 
-    /// Whether `node` alone holds something.
+    /// Whether `node` alone holds something, or may come to before it is found to have lost it: an ISR that one replica is
+    /// enough for shrinks to it while nobody knows.
     fn is_alone(&self, node: usize) -> bool {
         let id = self.nodes[node].id;
-        let mut partitions = self.control.image().topics().flat_map(|topic| &topic.partitions);
-        partitions.any(|partition| partition.isr.len() < 2 && partition.replicas.contains(&id))
+        self.control.image().topics().any(|topic| {
+            let enough = self.watch.demands.get(&topic.id).map_or(1, |demands| demands.min_isr);
+            let mut partitions = topic.partitions.iter();
+            partitions
+                .any(|partition| partition.replicas.contains(&id) && partition.isr.len().min(enough) < 2)
+        })
     }
 
     fn end(&mut self, fault: Fault, node: usize) {

@@ -92,6 +92,8 @@ fn seeds_that_once_failed_hold() {
     // A crash kept half of a folder's renaming; then what was new in the folder came back under its old name.
     holds(0x18ea_0e32_1f23_e471);
     holds(0x18ea_0ed4_976e_c5e8);
+    // What was damaged became the only one in sync, of a topic that one is enough for, before anybody had read it.
+    holds(0x18ea_1566_ee41_fff2);
     // A machine whose damaged replica had been repaired long ago was started anew, while others were away.
     holds(0x18ea_0df5_9430_5b23);
     holds(0x18ea_0e1a_ff1c_c97b);
