@@ -145,7 +145,7 @@ impl World {
             Fault::PowerLoss if !self.durability_is_memory() => self.kill(node, power),
             Fault::PowerLoss if losing => {
                 self.kill(node, power);
-                self.wiped = Some(node);
+                self.loses(node);
             }
             Fault::Blackout if !self.durability_is_memory() => {
                 for node in 0..self.nodes.len() {
@@ -159,7 +159,7 @@ impl World {
                 self.kill(node, Crash::ProcessOnly);
                 self.nodes[node].wipe();
                 self.damaged.retain(|(damaged, _)| *damaged != node);
-                self.wiped = Some(node);
+                self.loses(node);
                 self.note(format_args!("node {} loses its disk", node + 1));
             }
             Fault::CleanRestart if self.nodes[node].up && !self.nodes[node].stopping => {
@@ -169,6 +169,12 @@ impl World {
         }
         let delay = self.random.within(20..3_000) * MS;
         self.schedule(delay, Event::Start { node });
+    }
+
+    /// One machine at a time: a sync that was yet to fail on another does not.
+    fn loses(&mut self, node: usize) {
+        self.wiped = Some(node);
+        self.nodes.iter().for_each(|node| node.disk.fail_syncs(0));
     }
 
     fn disturb(&mut self, fault: Fault, node: usize) {
@@ -240,7 +246,7 @@ impl World {
         self.note(format_args!("byte {at} of {} turns over on node {}", path.display(), node + 1));
         disk.set_contents(&path, bytes);
         self.damaged.insert((node, place));
-        self.wiped = Some(node);
+        self.loses(node);
         let delay = self.random.within(10..2_000) * MS;
         self.schedule(delay, Event::Scrub { node, place });
     }

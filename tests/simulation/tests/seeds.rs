@@ -94,6 +94,8 @@ fn seeds_that_once_failed_hold() {
     holds(0x18ea_0ed4_976e_c5e8);
     // What was damaged became the only one in sync, of a topic that one is enough for, before anybody had read it.
     holds(0x18ea_1566_ee41_fff2);
+    // A sync failed on one machine, as had been arranged before another lost its disk.
+    holds(0x18ea_159a_efd6_1fb9);
     // A machine whose damaged replica had been repaired long ago was started anew, while others were away.
     holds(0x18ea_0df5_9430_5b23);
     holds(0x18ea_0e1a_ff1c_c97b);
