@@ -96,6 +96,8 @@ fn seeds_that_once_failed_hold() {
     holds(0x18ea_1566_ee41_fff2);
     // A sync failed on one machine, as had been arranged before another lost its disk.
     holds(0x18ea_159a_efd6_1fb9);
+    // A follower was told of a start within a batch, and could not store it.
+    holds(0x18ea_1614_572b_892f);
     // A machine whose damaged replica had been repaired long ago was started anew, while others were away.
     holds(0x18ea_0df5_9430_5b23);
     holds(0x18ea_0e1a_ff1c_c97b);

@@ -70,9 +70,11 @@ impl Ledger {
         Ok(())
     }
 
-    /// That `log` has what is committed from `from` to `below`.
+    /// That `log` has the batches that are committed from `from` to `below`. Either may lie within one: a log can be told
+    /// to start there, and its high watermark is not less.
     pub(crate) fn check(&self, log: &Log, from: Offset, below: Offset) -> Result<(), String> {
         let from = from.max(log.log_start());
+        let below = self.at(below).map_or(below, |across| across.base);
         for batch in batches(log, from, below)? {
             let header = batch.header();
             if !self.holds(header) {
