@@ -76,14 +76,20 @@ impl Shared {
             file.sync_data().map_err(|error| self.poison(Error::failed_sync(path, error)))?;
         }
         if created > self.created_synced.load(Ordering::Acquire) {
-            let storage = &self.env.storage;
-            storage.sync_dir(&self.dir).map_err(|error| self.poison(Error::failed_sync(&self.dir, error)))?;
-            let mut saved = self.saved();
-            if let Some(parent) = self.dir.parent().filter(|_| !saved.parent_synced) {
-                storage.sync_dir(parent).map_err(|error| self.poison(Error::failed_sync(parent, error)))?;
-                saved.parent_synced = true;
-            }
+            self.sync_folder().map_err(|error| self.poison(error))?;
             self.created_synced.fetch_max(created, Ordering::AcqRel);
+        }
+        Ok(())
+    }
+
+    /// Makes the folder's entries durable, and, once, the folder itself.
+    pub(crate) fn sync_folder(&self) -> Result<(), Error> {
+        let storage = &self.env.storage;
+        storage.sync_dir(&self.dir).map_err(|error| Error::failed_sync(&self.dir, error))?;
+        let mut saved = self.saved();
+        if let Some(parent) = self.dir.parent().filter(|_| !saved.parent_synced) {
+            storage.sync_dir(parent).map_err(|error| Error::failed_sync(parent, error))?;
+            saved.parent_synced = true;
         }
         Ok(())
     }

@@ -79,8 +79,7 @@ impl Log {
             remove_segment(storage.as_ref(), &segment.log);
         }
         let (_, checkpoint) = empty_at(offset);
-        let synced = storage.sync_dir(&self.shared.dir);
-        let done = synced.map_err(|error| Error::io("sync", &self.shared.dir, error)).and_then(|()| {
+        let done = self.shared.sync_folder().and_then(|()| {
             let mut saved = self.shared.saved();
             let marked = self.shared.write_mark(&mut saved, checkpoint.recovery, true);
             marked.map_err(|error| Error::io("write the mark in", &self.shared.dir, error))?;

@@ -98,6 +98,8 @@ fn seeds_that_once_failed_hold() {
     holds(0x18ea_159a_efd6_1fb9);
     // A follower was told of a start within a batch, and could not store it.
     holds(0x18ea_1614_572b_892f);
+    // A new follower began in the middle, with nothing appended yet: a power cut took its folder.
+    holds(0x18ea_16a2_1224_b7ca);
     // A machine whose damaged replica had been repaired long ago was started anew, while others were away.
     holds(0x18ea_0df5_9430_5b23);
     holds(0x18ea_0e1a_ff1c_c97b);

@@ -115,6 +115,17 @@ fn a_follower_that_fell_out_of_range_begins_anew() {
 }
 
 #[test]
+fn a_new_follower_that_begins_in_the_middle_is_there_after_a_power_cut() {
+    let disk = Disk::new();
+    let mut log = disk.open(&small_segments()).unwrap();
+    log.reset_to(47).unwrap();
+    drop(log);
+    disk.storage.crash(Crash::DropUnsynced);
+    let log = disk.open(&small_segments()).unwrap();
+    assert_eq!((log.log_start(), log.log_end(), log.recovery().lost_stored), (47, 47, None));
+}
+
+#[test]
 fn a_log_says_where_it_ends_and_who_wrote_that() {
     let disk = Disk::new();
     let mut log = leader(&disk);
