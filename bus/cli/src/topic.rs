@@ -104,7 +104,9 @@ pub(crate) async fn run(global: &Global, verb: Topic) -> anyhow::Result<()> {
                 .await
                 .with_context(|| format!("cannot create topic {topic}"))?;
             failure::message(&format!("topic {topic} is ready"));
+            // What was there already may have more.
             if wanted.is_none()
+                && !if_not_exists
                 && client.admin().cluster().await.is_ok_and(|cluster| cluster.brokers.len() >= 3)
             {
                 failure::message(&format!(

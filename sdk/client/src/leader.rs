@@ -89,7 +89,7 @@ impl Client {
         };
         let hint = hint.filter(|hint| state.leader != Some(*hint));
         hint.and_then(|hint| at(hint, Some(Instant::now())))
-            .filter(|leader| state.leader.is_none() || !self.pool().is_suspect(&leader.address))
+            .filter(|leader| state.leader.is_none() || !self.pool().is_silent(&leader.address))
             .or_else(|| at(state.leader?, None))
             .ok_or_else(|| Error::NoLeader { topic: topic.clone(), partition })
     }

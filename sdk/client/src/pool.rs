@@ -215,16 +215,25 @@ impl Pool {
     }
 
     /// Whether the broker at `address` did not answer when it was asked last.
+    pub(crate) fn is_silent(&self, address: &str) -> bool {
+        self.slots().get(address).is_some_and(|slot| slot.suspect.load(Ordering::Relaxed))
+    }
+
+    /// Whether it is silent, or has left: whoever stops closes its connections.
     pub(crate) fn is_suspect(&self, address: &str) -> bool {
         self.rank(address) == SUSPECT
     }
 
-    /// Whom to ask first: 0 those that are connected, 1 those that are not, 2 those that did not answer last time.
+    /// Whom to ask first: 0 those that are connected, 1 those that never were, 2 those that did not answer last time, or
+    /// whose connection has ended.
     pub(crate) fn rank(&self, address: &str) -> u8 {
-        match self.slots().get(address) {
-            Some(slot) if slot.suspect.load(Ordering::Relaxed) => SUSPECT,
-            Some(slot) if slot.live().is_some() => 0,
-            _ => 1,
+        let Some(slot) = self.slots().get(address).cloned() else { return 1 };
+        let suspect = slot.suspect.load(Ordering::Relaxed);
+        match &*slot.current() {
+            Some(connection) if suspect || connection.is_closed() => SUSPECT,
+            None if suspect => SUSPECT,
+            Some(_) => 0,
+            None => 1,
         }
     }
 

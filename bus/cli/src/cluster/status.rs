@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use bus_client::Client;
-use bus_protocol::request::{BrokerInfo, ClusterInfo, PartitionState, TopicInfo};
+use bus_protocol::request::{BrokerInfo, ClusterInfo, PartitionState, Quorum, TopicInfo};
 use bus_protocol::{NodeId, PartitionId};
 use serde::Serialize;
 
@@ -77,7 +77,7 @@ impl Status {
             Broker {
                 node: broker.node,
                 address: broker.address.clone(),
-                state: state(broker),
+                state: state(broker, &cluster.quorum),
                 controller: cluster.controller == Some(broker.node),
                 leaders: here().filter(|partition| partition.leader == Some(broker.node)).count(),
                 replicas: here().count(),
@@ -198,10 +198,11 @@ impl Status {
         let wrong = wrong.into_iter().filter(|(_, count)| *count > 0);
         let wrong: Vec<_> = wrong.map(|(why, count)| format!("{} {why}", show_count(count as u64))).collect();
         let how = if wrong.is_empty() { "all in sync".to_owned() } else { wrong.join(", ") };
+        let old = if self.warning.is_some() { " when there was a majority" } else { "" };
         let moving = self.attention.iter().any(|partition| partition.state.target.is_some());
         let throttle = self.throttle.filter(|_| moving);
         let throttle = throttle.map(|rate| format!(" (each broker sends {} at most)", show_rate(rate)));
-        format!("cluster {}: {partitions}, {how}{}", self.cluster_id, throttle.unwrap_or_default())
+        format!("cluster {}: {partitions}, {how}{old}{}", self.cluster_id, throttle.unwrap_or_default())
     }
 }
 
@@ -210,8 +211,10 @@ const UNDER_REPLICATED: &str = "under-replicated";
 const MOVING: &str = "moving";
 const DRAINED: &str = "drained";
 
-fn state(broker: &BrokerInfo) -> &'static str {
+/// The cluster's word, where it has one; else, of a voter that does not answer the broker that was asked, that one's.
+fn state(broker: &BrokerInfo, quorum: &Quorum) -> &'static str {
     match broker {
+        _ if !quorum.held && quorum.silent.contains(&broker.node) => "silent",
         BrokerInfo { fenced: true, .. } => "fenced",
         BrokerInfo { drained: true, .. } => DRAINED,
         _ => "up",
@@ -268,7 +271,6 @@ fn attention(topic: TopicInfo) -> impl Iterator<Item = Attention> {
 
 #[cfg(test)]
 pub(super) mod tests {
-    use bus_protocol::request::Quorum;
     use bus_protocol::{TopicId, TopicName};
 
     use super::*;
@@ -340,6 +342,9 @@ pub(super) mod tests {
         cluster.quorum = Quorum { held: false, ago_ms: Some(12_400), silent: vec![2, 3] };
         let status = Status::of(&cluster, vec![]);
         assert!(!status.is_well());
+        assert_eq!(status.sentence(), "cluster c: 0 partitions, all in sync when there was a majority");
+        let states: Vec<_> = status.brokers.iter().map(|broker| broker.state).collect();
+        assert_eq!(states, ["up", "silent", "silent"]);
         let warning = status.warning.unwrap();
         assert!(
             warning.contains("most of the 3 voters behind it for 12 s; voters 2 at 10.0.0.2:9440, 3 at ")
