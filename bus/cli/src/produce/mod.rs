@@ -19,7 +19,7 @@ use bus_protocol::{PartitionId, TopicName};
 use bytes::Bytes;
 use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 use crate::args::Global;
 use crate::failure::{Interrupted, line, message};
@@ -119,8 +119,9 @@ pub(crate) async fn run(global: &Global, args: Produce, interrupt: Interrupt) ->
     let started = tokio::time::Instant::now();
 
     let (chunks, tally) = mpsc::channel(CHUNKS);
-    let tally = tokio::spawn(tally::tally(tally, prints_acks));
-    let mut sender = Sender { topic, shape, chunks, line: 0 };
+    let (last, unsent) = oneshot::channel();
+    let tally = tokio::spawn(tally::tally(tally, unsent, prints_acks));
+    let mut sender = Sender { topic, shape, chunks, last: Some(last), line: 0 };
     let read = sender.send_all(input.start()?, &interrupt, &progress).await;
     let lines = sender.line;
     drop(sender);
@@ -181,6 +182,8 @@ struct Sender {
     topic: bus_client::TopicProducer,
     shape: Shape,
     chunks: mpsc::Sender<Chunk>,
+    /// For the chunk that the tally takes no more by `chunks`: its records are sent, too.
+    last: Option<oneshot::Sender<Chunk>>,
     /// Lines sent so far.
     line: u64,
 }
@@ -237,14 +240,24 @@ impl Sender {
             let _ = rest.split_to((end + 1).min(rest.len()));
             if chunk.len() == CHUNK_RECORDS {
                 let full = std::mem::replace(&mut chunk, Chunk::starting_at(self.line + 1));
-                if self.chunks.send(full).await.is_err() {
+                if !self.count(full).await {
                     return Ok(false);
                 }
             }
         }
-        if chunk.len() > 0 && self.chunks.send(chunk).await.is_err() {
+        if chunk.len() > 0 && !self.count(chunk).await {
             return Ok(false);
         }
         result
+    }
+
+    /// Gives the deliveries to the tally; `false` where it is to be the last chunk.
+    async fn count(&mut self, chunk: Chunk) -> bool {
+        let Err(mpsc::error::SendError(chunk)) = self.chunks.send(chunk).await else { return true };
+        if let Some(last) = self.last.take() {
+            // A tally that is gone has panicked, and that is said.
+            let _ = last.send(chunk);
+        }
+        false
     }
 }

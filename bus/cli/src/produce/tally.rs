@@ -4,7 +4,7 @@ use std::io::{self, Write as _};
 
 use bus_client::{Ack, Delivery, Error};
 use futures::FutureExt as _;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 use crate::units::show_count;
 
@@ -52,12 +52,25 @@ struct Reason {
 }
 
 /// Awaits delivery after delivery, and prints what is acknowledged. Stops, and lets the sender know by closing the
-/// channel, where going on makes no sense: stdout is gone, or the cluster is. What is then in the channel counts as
-/// not acknowledged, unless it was.
-pub(super) async fn tally(mut chunks: mpsc::Receiver<Chunk>, prints: bool) -> Tally {
+/// channel, where going on makes no sense: stdout is gone, or the cluster is. What is then in the channel, and the `last`
+/// chunk, for which it was closed too early, counts as not acknowledged, unless it was.
+pub(super) async fn tally(
+    mut chunks: mpsc::Receiver<Chunk>,
+    last: oneshot::Receiver<Chunk>,
+    prints: bool,
+) -> Tally {
     let mut tally = Tally::default();
     let mut out = Vec::new();
-    while let Some(chunk) = chunks.recv().await {
+    let mut last = Some(last);
+    loop {
+        let chunk = match (chunks.recv().await, &mut last) {
+            (Some(chunk), _) => chunk,
+            (None, last) => {
+                let Some(last) = last.take() else { break };
+                let Ok(chunk) = last.await else { break };
+                chunk
+            }
+        };
         for (line, (delivery, bytes)) in (chunk.first_line..).zip(chunk.deliveries) {
             let result = match delivery {
                 Ok(mut delivery) => match (&mut delivery).now_or_never() {
