@@ -2,8 +2,6 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
 
-use std::io::{Read as _, Write as _};
-use std::net::TcpStream;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -17,14 +15,7 @@ const MINUTE: Duration = Duration::from_secs(60);
 
 /// What a node counts under a name, over all labels.
 fn counted(cluster: &Cluster, node: NodeId, name: &str) -> f64 {
-    let url = cluster.node(node).unwrap().metrics().unwrap();
-    let address = url.strip_prefix("http://").unwrap().split('/').next().unwrap();
-    let mut stream = TcpStream::connect(address).unwrap();
-    write!(stream, "GET /metrics HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n").unwrap();
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).unwrap();
-    let lines = answer.lines().filter(|line| line.split(['{', ' ']).next() == Some(name));
-    lines.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
+    cluster.node(node).unwrap().counted(name).unwrap()
 }
 
 async fn ask(connection: &Connection, request: Request) -> anyhow::Result<Response> {

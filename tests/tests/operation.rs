@@ -64,7 +64,10 @@ async fn a_drained_broker_leads_nothing_until_it_is_added_back() {
         let state = cluster.partition_state("while-drained", partition).await.unwrap();
         assert!(!state.replicas.contains(&2), "{state:?}");
     }
-    run(&cluster, &["cluster", "add-back", "2"]).await;
+    let wide = cluster.bus(["topic", "create", "wide", "--replicas", "3"]).finished().await.unwrap();
+    wide.refused(1, &["2 can take one; broker 2 is drained"]).unwrap();
+    let back = run(&cluster, &["cluster", "add-back", "2", "-o", "json"]).await;
+    assert_eq!(back, [r#"{"done":"added back","down":false,"node":2}"#]);
     wait_for_leaders(&cluster, 2, |leaders| leaders > 0).await;
     let unknown = cluster.bus(["cluster", "drain", "9"]).finished().await.unwrap();
     unknown.refused(1, &["9", "does not exist"]).unwrap();
@@ -282,13 +285,12 @@ async fn a_majority_that_is_gone_is_said_and_a_node_that_lost_its_disk_says_what
         })
         .await
         .unwrap();
-    // The controller takes the change, and cannot know what comes of it.
-    let unknown = cluster
-        .bus(["topic", "create", "u", "--replicas", "3", "--server", &alone])
-        .finished()
-        .await
-        .unwrap();
-    unknown.refused(1, &["whether it was made is not known", "bus topic describe"]).unwrap();
+    // A change waits for a majority, and says so; what can be shown is.
+    let creating =
+        cluster.bus(["topic", "create", "u", "--replicas", "1", "--server", &alone]).spawn().unwrap();
+    let described =
+        cluster.bus(["topic", "describe", "t", "-o", "json", "--server", &alone]).finished().await;
+    assert_eq!(described.unwrap().success().unwrap().lines().len(), 1);
 
     cluster.wipe(dead[0]).await.unwrap();
     let starting = cluster.start_node(dead[0]);
@@ -304,5 +306,50 @@ async fn a_majority_that_is_gone_is_said_and_a_node_that_lost_its_disk_says_what
     }
     cluster.start_node(dead[1]).await.unwrap();
     starting.await.unwrap();
+    let created =
+        tokio::task::spawn_blocking(|| creating.finish()).await.unwrap().unwrap().success().unwrap();
+    let said = [
+        "no majority: node ",
+        "; what needs one waits for it",
+        "there is a majority again",
+        "topic u is ready",
+    ];
+    assert!(said.iter().all(|said| created.stderr.contains(said)), "{}", created.stderr);
     cluster.wait_all_in_sync().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_taken_from_a_broker_that_is_down_is_gone_when_it_is_back() {
+    let cluster = Cluster::builder().start().await.unwrap();
+    for topic in ["moved", "deleted", "again"] {
+        cluster.create_topic(topic, 1, 3, &[]).await.unwrap();
+        let produce = cluster.bus(["produce", topic]).stdin("before\n").finished().await.unwrap();
+        produce.success().unwrap();
+    }
+    cluster.wait_all_in_sync().await.unwrap();
+    let folder = |topic: &str| cluster.partition_folder(3, topic, 0).unwrap();
+    let (moved, deleted, again) = (folder("moved"), folder("deleted"), folder("again"));
+    cluster.stop(3).await.unwrap();
+    run(&cluster, &["cluster", "reassign", "moved", "--replicas", "1,2"]).await;
+    for topic in ["deleted", "again"] {
+        run(&cluster, &["topic", "delete", topic]).await;
+    }
+    cluster.create_topic("again", 1, 2, &[]).await.unwrap();
+    let produce = cluster.bus(["produce", "again"]).stdin("after\n").finished().await.unwrap();
+    produce.success().unwrap();
+    assert!(moved.exists() && deleted.exists() && again.exists());
+
+    cluster.start_node(3).await.unwrap();
+    let gone = cluster.wait_until("all is removed", MINUTE, async || {
+        Ok([&moved, &deleted, &again].iter().all(|folder| !folder.exists()))
+    });
+    gone.await.unwrap();
+    run(&cluster, &["cluster", "reassign", "again", "--replicas", "3"]).await;
+    let moved = cluster.wait_until("it leads", MINUTE, async || {
+        let state = cluster.partition_state("again", 0).await?;
+        Ok(state.leader == Some(3) && state.replicas == [3])
+    });
+    moved.await.unwrap();
+    assert_eq!(run(&cluster, &["consume", "again", "--until", "end"]).await, ["after"]);
+    assert_eq!(run(&cluster, &["consume", "moved", "--until", "end"]).await, ["before"]);
 }

@@ -81,11 +81,15 @@ async fn a_damaged_segment_of_the_leader_is_never_served_and_is_repaired() {
     let node = cluster.node(leader).unwrap();
     cluster
         .wait_until("the damage is reported", Duration::from_secs(30), async || {
-            Ok(node.stderr().contains("00000000000000000000.log"))
+            let said = node.stderr();
+            Ok(said.contains("00000000000000000000.log") && said.contains("this one is fetched anew from it"))
         })
         .await
         .unwrap();
     cluster.wait_all_in_sync().await.unwrap();
+    for counter in ["bus_lost_replicas_total", "bus_refetched_replicas_total"] {
+        assert_eq!(node.counted(counter).unwrap(), 1.0, "{counter}");
+    }
     all_is_there(&cluster).await;
     assert_eq!(cluster.check_replicas("t").await.unwrap().records, RECORDS as u64);
 }

@@ -14,7 +14,6 @@ use bus_protocol::{Clock, SystemClock, limits};
 use bus_transport::{Close, Endpoint, Identity, Listener, TrustStore};
 use futures::StreamExt as _;
 use tokio::sync::{Notify, Semaphore, mpsc, watch};
-use tokio::task::JoinHandle;
 
 use crate::blobs::Blobs;
 use crate::data_dir::{DataDir, DataDirError};
@@ -27,6 +26,7 @@ use crate::options::Options;
 use crate::peers::Peers;
 use crate::producer_ids::ProducerIds;
 use crate::reconciler::Reconciler;
+use crate::tasks::Tasks;
 use crate::throttle::Throttle;
 use crate::topics::Topic;
 use crate::traces::Traces;
@@ -37,6 +37,8 @@ use crate::{authority, http, modules, reports, server};
 const DISK_THREADS: usize = 4;
 /// Threads that wait for a disk with nothing else to do: syncs, cold reads, openings.
 const DISK_WAITERS: usize = 64;
+/// Of those, how many readers may take at once.
+const DISK_READERS: usize = 32;
 /// Open files that a node asks the operating system for.
 const OPEN_FILES: u64 = 1 << 20;
 /// Replicas that are closed at once: each waits for the disk.
@@ -52,7 +54,7 @@ pub struct Broker {
     node: Arc<Node>,
     endpoint: Endpoint,
     http: Option<SocketAddr>,
-    tasks: Vec<JoinHandle<()>>,
+    tasks: Tasks,
     /// Dropped last.
     _disk: DiskThreads,
 }
@@ -102,6 +104,20 @@ pub enum StartError {
     },
 }
 
+/// Why a broker that has started cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub enum Failure {
+    /// The disk is full, or fails.
+    #[error("its metadata cannot be stored any more: {0}: see to the disk (is it full?), and start it again")]
+    Storage(bus_metadata::Error),
+    /// The metadata's own doing.
+    #[error("{0}, by a mistake in the program: start it again, and report what it said before")]
+    Metadata(bus_metadata::Error),
+    /// A part of it that runs as long as it does is gone.
+    #[error("its {0} has ended, by a mistake in the program: start it again, and report what it said before")]
+    Task(&'static str),
+}
+
 fn io(what: &'static str) -> impl FnOnce(std::io::Error) -> StartError {
     move |error| StartError::Io { what, error }
 }
@@ -132,6 +148,9 @@ impl Broker {
         if let Err(error) = rlimit::increase_nofile_limit(OPEN_FILES) {
             tracing::warn!(%error, "the limit on open files could not be raised");
         }
+        if options.join.is_empty() {
+            data.check_metadata()?;
+        }
         let listener = Listener::bind(options.listen, &options.transport)?;
         let http = match options.http {
             Some(wanted) => {
@@ -155,7 +174,8 @@ impl Broker {
         let runtime = Disk { handle: disk.handle(), reports };
         let node = Arc::new(build((options, address), data, clock, (metadata, peers), runtime)?);
         // From here on a start that fails ends what it has started.
-        let mut broker = Self { node, endpoint, http: None, tasks: Vec::new(), _disk: disk };
+        let tasks = Tasks::new(node.stop.subscribe());
+        let mut broker = Self { node, endpoint, http: None, tasks, _disk: disk };
         if let Err(error) = broker.enter(reported).await {
             broker.abandon(&error, traces).await;
             return Err(error);
@@ -165,10 +185,10 @@ impl Broker {
         });
         if let Some((listener, address)) = http {
             broker.http = Some(address);
-            broker.spawn(|node| http::serve(listener, node));
+            broker.spawn("metrics endpoint", |node| http::serve(listener, node));
         }
-        broker.spawn(maintain);
-        broker.spawn(tick);
+        broker.spawn("retention", maintain);
+        broker.spawn("timer", tick);
         broker.node.ready.store(true, Ordering::Release);
         Ok(broker)
     }
@@ -177,12 +197,12 @@ impl Broker {
     async fn enter(&mut self, reported: mpsc::Receiver<bus_replica::Report>) -> Result<(), StartError> {
         // The others must reach this node before it can enter; users are let in when it is ready.
         let endpoint = self.endpoint.clone();
-        self.spawn(|node| server::serve(endpoint, node));
+        self.spawn("server", |node| server::serve(endpoint, node));
         enter(&self.node).await?;
         sweep_blobs(&self.node);
-        self.spawn(|node| Reconciler::new(node).run());
-        self.spawn(|node| reports::run(node, reported));
-        self.spawn(modules::fetch);
+        self.spawn("reconciler", |node| Reconciler::new(node).run());
+        self.spawn("reporter", |node| reports::run(node, reported));
+        self.spawn("fetcher of modules", modules::fetch);
         // Fenced until its replicas run: nobody waits for it before. That it stops meanwhile is seen below.
         self.node.await_metadata(self.node.metadata.image().index()).await.ok();
         self.node.metadata.ready().await?;
@@ -208,8 +228,13 @@ impl Broker {
         self.node.metadata.shutdown().await;
     }
 
-    fn spawn<F: Future<Output = ()> + Send + 'static>(&mut self, task: impl FnOnce(Arc<Node>) -> F) {
-        self.tasks.push(tokio::spawn(task(Arc::clone(&self.node))));
+    /// Runs what the broker cannot be without.
+    fn spawn<F: Future<Output = ()> + Send + 'static>(
+        &mut self,
+        name: &'static str,
+        task: impl FnOnce(Arc<Node>) -> F,
+    ) {
+        self.tasks.spawn(name, task(Arc::clone(&self.node)));
     }
 
     /// `HOST:PORT`, as clients are told.
@@ -222,10 +247,20 @@ impl Broker {
         self.http
     }
 
-    /// Resolves, with why, when the broker cannot go on: its metadata is not stored any more, as the disk is full or
-    /// fails. It is to be [shut down](Self::shutdown) then; the others of its cluster take over.
-    pub async fn failed(&self) -> String {
-        self.node.metadata.failed().await
+    /// Resolves, with why, when the broker cannot go on. It is to be [shut down](Self::shutdown) then; the others of its
+    /// cluster take over.
+    pub async fn failed(&self) -> Failure {
+        let failure = tokio::select! {
+            // What hangs on the metadata may end with it.
+            biased;
+            error = self.node.metadata.failed() => match error {
+                error @ bus_metadata::Error::Storage { .. } => Failure::Storage(error),
+                error => Failure::Metadata(error),
+            },
+            name = self.tasks.lost() => Failure::Task(name),
+        };
+        tracing::error!(error = %failure, "the broker cannot go on");
+        failure
     }
 
     /// Stops: no new streams, functions commit their place, partitions sync and close. What was acknowledged is on
@@ -236,10 +271,8 @@ impl Broker {
         self.node.ready.store(false, Ordering::Release);
         self.node.functions.stop_all().await;
         self.node.stop.send_replace(true);
-        for task in self.tasks.drain(..) {
-            if tokio::time::timeout(STOP_WITHIN, task).await.is_err() {
-                tracing::warn!("a task of the broker did not end in time");
-            }
+        if !self.tasks.ended(STOP_WITHIN).await {
+            tracing::warn!("not all tasks of the broker ended in time");
         }
         let clean = self.close_replicas().await;
         if let Err(error) = self.node.watermarks.save(&self.node.topics) {
@@ -271,12 +304,6 @@ impl Broker {
         });
         let closed: Vec<_> = closed.buffer_unordered(CLOSED_AT_ONCE).collect().await;
         closed.iter().all(Result::is_ok)
-    }
-}
-
-impl Drop for Broker {
-    fn drop(&mut self) {
-        self.tasks.iter().for_each(JoinHandle::abort);
     }
 }
 
@@ -328,11 +355,11 @@ fn listen(
     let mut hosts = vec![options.listen.ip().to_string()];
     hosts.extend(options.advertise.as_deref().map(host));
     let store = options.trust.clone().map_or_else(TrustStore::user, TrustStore::at);
-    let identity = authority::identity(&store, &data.tls(), options.node_id, &hosts, &options.join, traces)?;
-    let identity = Arc::new(identity);
-    let endpoint = Endpoint::serve(listener, Arc::clone(&identity), &options.transport)?;
-    let bound = endpoint.local_addr()?;
+    let bound = listener.local_addr()?;
     let address = options.advertise.clone().unwrap_or_else(|| bound.to_string());
+    let (node, tls) = ((options.node_id, address.as_str()), data.tls());
+    let identity = Arc::new(authority::identity(&store, &tls, node, &hosts, &options.join, traces)?);
+    let endpoint = Endpoint::serve(listener, Arc::clone(&identity), &options.transport)?;
     Ok(Listened { endpoint, address, identity, store })
 }
 
@@ -374,6 +401,7 @@ fn build(
         watermarks: Watermarks::load(data.watermarks()),
         catch_up: Throttle::default(),
         read_ahead: Arc::new(Semaphore::new(limits::PUSHES_READ_AHEAD)),
+        cold_reads: Arc::new(Semaphore::new(DISK_READERS)),
         broker_epoch: AtomicU64::new(0),
         topics: crate::topics::Topics::default(),
         runtime,

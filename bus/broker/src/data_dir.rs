@@ -145,6 +145,11 @@ impl DataDir {
                 .map_err(|error| DataDirError::Damaged { path: path.clone(), why: error.to_string() })?,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 first = true;
+                // Whose they are is not known, and topics of another cluster may bear the same names and ids.
+                if !is_empty(&root.join("topics")).map_err(io(root))? {
+                    let why = "it is missing, and topics/ is not empty".to_owned();
+                    return Err(DataDirError::Damaged { path, why });
+                }
                 let node = NodeFile { cluster_id: new_id().to_string(), node_id, directory_id: new_id() };
                 let bytes = serde_json::to_vec_pretty(&node).map_err(|error| DataDirError::Io {
                     path: path.clone(),
@@ -185,6 +190,16 @@ impl DataDir {
             .map_err(io::Error::other)
             .and_then(|bytes| write_atomically(&path, &bytes))
             .map_err(|error| DataDirError::Io { path, error })
+    }
+
+    /// That a node which is a cluster by itself knows of the topics that it has: a cluster that is formed anew would give
+    /// their ids to others.
+    pub(crate) fn check_metadata(&self) -> Result<(), DataDirError> {
+        let (topics, path) = (self.topics(), self.metadata());
+        if is_empty(&path).map_err(io(&path))? && !is_empty(&topics).map_err(io(&topics))? {
+            return Err(DataDirError::Damaged { path, why: "it is empty, and topics/ is not".to_owned() });
+        }
+        Ok(())
     }
 
     /// The cluster that the folder belongs to; of a new one, the id of the cluster that it would form.
@@ -247,12 +262,21 @@ pub(crate) fn topic_folder(topic: &TopicName, id: TopicId) -> String {
 }
 
 /// Whether the file at `path` is this one.
-fn is_same(file: &File, path: &Path) -> io::Result<bool> {
+pub(crate) fn is_same(file: &File, path: &Path) -> io::Result<bool> {
     use std::os::unix::fs::MetadataExt;
 
     match fs::metadata(path) {
         Ok(there) => file.metadata().map(|file| (file.dev(), file.ino()) == (there.dev(), there.ino())),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// Whether nothing lies in a folder, or there is none.
+fn is_empty(folder: &Path) -> io::Result<bool> {
+    match fs::read_dir(folder) {
+        Ok(mut entries) => Ok(entries.next().is_none()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(true),
         Err(error) => Err(error),
     }
 }
@@ -316,6 +340,19 @@ mod tests {
         assert!(DataDir::open(&root, 1, &mut draw).unwrap().was_clean());
         fs::write(root.join("node.json"), "{").unwrap();
         assert!(matches!(DataDir::open(&root, 1, &mut draw), Err(DataDirError::Damaged { .. })));
+        // Without it nobody knows whose topics these are.
+        fs::remove_file(root.join("node.json")).unwrap();
+        fs::create_dir(root.join("topics/orders@7")).unwrap();
+        assert!(matches!(DataDir::open(&root, 1, &mut draw), Err(DataDirError::Damaged { .. })));
+        assert!(root.join("topics/orders@7").exists());
+        fs::remove_dir(root.join("topics/orders@7")).unwrap();
+        let data = DataDir::open(&root, 1, &mut draw).unwrap();
+        data.check_metadata().unwrap();
+        // Nor without the metadata.
+        fs::create_dir(root.join("topics/orders@7")).unwrap();
+        assert!(matches!(data.check_metadata(), Err(DataDirError::Damaged { .. })));
+        fs::write(root.join("metadata/conf"), "").unwrap();
+        data.check_metadata().unwrap();
     }
 
     #[test]

@@ -41,7 +41,7 @@ impl Feed {
             Some(ahead) => ahead.reading,
             None => match partition.reader().read_hot(from, most, below)? {
                 Some(read) => return Ok(read),
-                None => start(node, partition, from, most, below),
+                None => start(node, partition, from, most, below).await,
             },
         };
         let read = finish(partition, reading).await?;
@@ -49,9 +49,10 @@ impl Feed {
         if more
             && from < below
             && let Ok(place) = Arc::clone(&node.read_ahead).try_acquire_owned()
+            && let Ok(turn) = Arc::clone(&node.cold_reads).try_acquire_owned()
             && partition.reader().read_hot(from, most, below)?.is_none()
         {
-            let reading = start(node, partition, from, most, below);
+            let reading = start_with(turn, node, partition, (from, most, below));
             self.ahead = Some(Ahead { from, reading, _place: place });
         }
         Ok(read)
@@ -69,19 +70,34 @@ pub(crate) async fn read(
 ) -> Result<Read, Error> {
     match partition.reader().read_hot(from, most, below)? {
         Some(read) => Ok(read),
-        None => finish(partition, start(node, partition, from, most, below)).await,
+        None => finish(partition, start(node, partition, from, most, below).await).await,
     }
 }
 
-fn start(
+/// Begins a read from the disk once it has its turn: the threads that wait for disks are not all for readers.
+async fn start(
     node: &Node,
     partition: &Partition,
     from: Offset,
     most: usize,
     below: Offset,
 ) -> JoinHandle<Result<Read, Error>> {
+    let turn = Arc::clone(&node.cold_reads).acquire_owned().await;
+    let turn = turn.unwrap_or_else(|_| unreachable!("it is never closed"));
+    start_with(turn, node, partition, (from, most, below))
+}
+
+fn start_with(
+    turn: OwnedSemaphorePermit,
+    node: &Node,
+    partition: &Partition,
+    (from, most, below): (Offset, usize, Offset),
+) -> JoinHandle<Result<Read, Error>> {
     let reader = partition.reader().clone();
-    node.runtime.disk.spawn_blocking(move || reader.read(from, most, below))
+    node.runtime.disk.spawn_blocking(move || {
+        let _turn = turn;
+        reader.read(from, most, below)
+    })
 }
 
 async fn finish(partition: &Partition, reading: JoinHandle<Result<Read, Error>>) -> Result<Read, Error> {

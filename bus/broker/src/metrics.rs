@@ -19,6 +19,9 @@ pub(crate) struct Metrics {
     pub(crate) fetched_bytes: Counter,
     pub(crate) replicated_bytes: Counter,
     pub(crate) replicated_pushes: Counter,
+    /// Replicas whose storage failed or proved damaged, and those that were emptied to be fetched anew.
+    pub(crate) lost_replicas: Counter,
+    pub(crate) refetched_replicas: Counter,
     pub(crate) requests: Counter,
     pub(crate) connections: Gauge,
 }
@@ -45,6 +48,8 @@ impl Metrics {
             fetched_bytes: counter("bus_fetched_bytes_total"),
             replicated_bytes: counter("bus_replicated_bytes_total"),
             replicated_pushes: counter("bus_replicated_pushes_total"),
+            lost_replicas: counter("bus_lost_replicas_total"),
+            refetched_replicas: counter("bus_refetched_replicas_total"),
             requests: counter("bus_requests_total"),
             connections: recorder.register_gauge(&Key::from_static_name("bus_connections"), &METADATA),
             recorder,

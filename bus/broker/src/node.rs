@@ -50,6 +50,8 @@ pub(crate) struct Node {
     pub(crate) catch_up: Throttle,
     /// A place for each push that is read ahead.
     pub(crate) read_ahead: Arc<Semaphore>,
+    /// A turn for each read from the disk: what is written must not wait behind what is read.
+    pub(crate) cold_reads: Arc<Semaphore>,
     /// The epoch of this broker's registration; 0 before.
     pub(crate) broker_epoch: AtomicU64,
     /// Where partitions run; they block on the disk.

@@ -48,9 +48,12 @@ async fn allocate(node: &Node) -> Result<Applied, WireError> {
     loop {
         let command = Command::AllocateProducerIds { node: node.id, epoch: node.epoch() };
         match node.metadata.propose(command).await {
-            Err(ProposeError::TimedOut(_) | ProposeError::NotLeader { .. } | ProposeError::Busy)
-                if Instant::now() < deadline =>
-            {
+            Err(
+                ProposeError::TimedOut(_)
+                | ProposeError::NotLeader { .. }
+                | ProposeError::NoMajority { .. }
+                | ProposeError::Busy,
+            ) if Instant::now() < deadline => {
                 tracing::debug!("a block of producer ids is asked for again");
                 if node.pause(AGAIN).await.is_err() {
                     return Err(WireError::new(ErrorCode::ShuttingDown, "the broker is stopping"));

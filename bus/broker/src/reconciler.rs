@@ -8,9 +8,10 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use bus_metadata::MetadataImage;
-use bus_protocol::{TopicId, TopicName};
+use bus_protocol::TopicName;
 
 use crate::data_dir::topic_folder;
+use crate::leftovers;
 use crate::node::Node;
 use crate::replicas::Replicas;
 use crate::topics::Topic;
@@ -41,7 +42,7 @@ impl Reconciler {
         let stopping = self.node.stopping();
         tokio::pin!(stopping);
         let first = Arc::clone(&images.borrow());
-        self.finish_deletions(first).await;
+        leftovers::remove(&self.node, first).await;
         loop {
             let image = Arc::clone(&images.borrow_and_update());
             self.reconcile(&image).await;
@@ -51,28 +52,6 @@ impl Reconciler {
                 () = self.node.nudge.notified() => {}
                 () = &mut stopping => return,
             }
-        }
-    }
-
-    /// Removes the folders of topics whose deletion a crash cut short. A topic's id is its place in the metadata log:
-    /// one that lies ahead of the image was not deleted, the metadata was lost, and nothing is touched.
-    async fn finish_deletions(&self, image: Arc<MetadataImage>) {
-        let topics = self.node.data.topics();
-        let swept = self.node.blocking(move || {
-            for entry in std::fs::read_dir(&topics)? {
-                let entry = entry?;
-                let name = entry.file_name();
-                let id = name.to_str().and_then(|name| name.rsplit_once('@')?.1.parse().ok()).map(TopicId);
-                match id {
-                    Some(id) if image.topic_by_id(id).is_some() => {}
-                    Some(id) if id.0 <= image.index() => std::fs::remove_dir_all(entry.path())?,
-                    _ => tracing::error!(folder = %entry.path().display(), "the metadata does not know this folder"),
-                }
-            }
-            Ok::<_, std::io::Error>(())
-        });
-        if let Err(error) = swept.await {
-            tracing::warn!(%error, "folders of deleted topics were not removed");
         }
     }
 

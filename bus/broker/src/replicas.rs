@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use bus_log::{Log, LogConfig};
 use bus_metadata::MetadataImage;
-use bus_protocol::{ErrorCode, PartitionId, TopicId, TopicPartition, WireError};
+use bus_protocol::{ErrorCode, NodeId, PartitionId, TopicId, TopicPartition, WireError};
 use bus_replica::{Matter, Partition, Report, Role};
 use futures::StreamExt as _;
 
@@ -162,7 +162,8 @@ impl Replicas {
         broken.close().await.ok();
         match self.discard(topic, at.1).await {
             Ok(()) => {
-                tracing::warn!(topic = %topic.name, partition = at.1, "a failed replica is fetched anew")
+                tracing::warn!(topic = %topic.name, partition = at.1, "a failed replica is fetched anew");
+                self.node.metrics.refetched_replicas.increment(1);
             }
             Err(error) => {
                 tracing::error!(topic = %topic.name, partition = at.1, %error, "a failed replica stays")
@@ -233,7 +234,10 @@ impl Replicas {
             Err(error) if self.may_repair(at, &role) => {
                 tracing::warn!(partition = %name, %error, "a damaged replica is fetched anew");
                 match self.discard(topic, at.1).await {
-                    Ok(()) => self.open_log(&folder, &role).await,
+                    Ok(()) => {
+                        self.node.metrics.refetched_replicas.increment(1);
+                        self.open_log(&folder, &role).await
+                    }
                     Err(_) => Err(error),
                 }
             }
@@ -258,7 +262,8 @@ impl Replicas {
                 serve_as(replica, &role)
             }
             Err(error) => {
-                tracing::error!(partition = %name, error = %error.message, "partition is offline");
+                let remedy = remedy(&role.isr, self.node.id);
+                tracing::error!(partition = %name, error = %error.message, "partition is offline: {remedy}");
                 if counted {
                     self.report_lost(at, &error.message);
                 }
@@ -284,6 +289,15 @@ impl Replicas {
                 "no room for the report of a lost replica: it waits for the next change"
             );
         }
+    }
+}
+
+/// What becomes of a replica on node `own` that has failed, for the operator, by the ISR of its partition.
+pub(crate) fn remedy(isr: &[NodeId], own: NodeId) -> &'static str {
+    if isr.iter().any(|member| *member != own) {
+        "another replica goes on, and this one is fetched anew from it"
+    } else {
+        "no other replica is in sync: restore its folder from a backup, and start the broker again"
     }
 }
 

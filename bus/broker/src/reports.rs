@@ -12,6 +12,7 @@ use bus_replica::{IsrProposal, Matter, Report};
 use tokio::sync::mpsc;
 
 use crate::node::Node;
+use crate::replicas::remedy;
 
 /// Reports that wait; a replica that finds no room says it again later.
 pub(crate) const QUEUE: usize = 4_096;
@@ -35,12 +36,7 @@ pub(crate) async fn run(node: Arc<Node>, mut reports: mpsc::Receiver<Report>) {
             match matter {
                 Matter::Isr(proposal) => proposals.push((topic, partition, proposal)),
                 Matter::Lost(why) => {
-                    tracing::warn!(
-                        topic = node.called(topic),
-                        partition,
-                        why,
-                        "a replica has lost what it stored"
-                    );
+                    tell_lost(&node, (topic, partition), &why);
                     lost.push((topic, partition));
                 }
                 Matter::Full => drop(full.insert((topic, partition))),
@@ -56,6 +52,16 @@ pub(crate) async fn run(node: Arc<Node>, mut reports: mpsc::Receiver<Report>) {
             propose(&node, proposals).await;
         }
     }
+}
+
+/// Says what becomes of a replica that has lost what it stored.
+fn tell_lost(node: &Node, (topic, partition): (TopicId, PartitionId), why: &str) {
+    let image = node.metadata.image();
+    let state = image.topic_by_id(topic).and_then(|topic| topic.partition(partition));
+    let remedy = state.map_or("it is deleted", |state| remedy(&state.isr, node.id));
+    node.metrics.lost_replicas.increment(1);
+    let topic = node.called(topic);
+    tracing::error!(topic, partition, why, "a replica has lost what it stored: {remedy}");
 }
 
 /// Tells metadata that replicas of this node have lost what they stored; again until it is heard, or not true any more.

@@ -152,6 +152,8 @@ fn same(before: &Result<Chain, String>, after: &Result<Chain, String>) -> bool {
 pub(crate) fn unknown_topic(name: &TopicName) -> WireError {
     WireError::new(
         ErrorCode::UnknownTopic,
-        format!("topic {name} does not exist: `bus topic create {name}` makes it"),
+        format!(
+            "topic {name} does not exist: `bus topic list` shows those that do, `bus topic create {name}` makes it"
+        ),
     )
 }

@@ -86,11 +86,12 @@ impl Traces {
         if let Some(mark) = &self.mark {
             tell(mark, write_atomically(mark, b""));
         }
-        if let Some((store, address, ca_pem)) = &self.authority
-            && let Err(error) = authority::withdraw(store, address, ca_pem)
-        {
-            tracing::warn!(%error, "the CA of a start that failed is left behind");
-        }
+        // Of the CAs, nobody begins to use the folder before this is done.
+        let _lock = self.authority.map(|(store, address, ca_pem)| {
+            authority::withdraw(&store, &address, &ca_pem).inspect_err(|error| {
+                tracing::warn!(%error, "the CA of a start that failed is left behind");
+            })
+        });
         // One that others use meanwhile stays.
         self.around.iter().for_each(|folder| drop(fs::remove_dir(folder)));
     }

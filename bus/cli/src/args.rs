@@ -12,12 +12,12 @@ use crate::{bench, cluster, completions, consume, demo, dev, function, produce, 
 #[derive(Debug, Parser)]
 #[command(name = "bus", version, arg_required_else_help = true, propagate_version = false)]
 #[command(after_help = "Examples:
-  bus start                                   # a broker on this machine, data in ./bus-data
+  bus start          # a broker on this machine, data in ./bus-data
   bus topic create orders --partitions 3
   echo hello | bus produce orders
   bus consume orders --from start --until end
-  bus dev --nodes 3                           # a throwaway cluster of three
-  bus function new redact && bus function deploy redact redact.wasm --transform orders
+  bus dev --nodes 3  # a throwaway cluster of three
+  bus function deploy redact redact.wasm --transform orders
 
 Exit codes: 0 done, 1 refused or failed, 2 wrong usage, 130 interrupted.")]
 pub(crate) struct Cli {
@@ -31,15 +31,10 @@ pub(crate) struct Cli {
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Everywhere")]
 pub(crate) struct Global {
-    /// Brokers to find the cluster by
-    #[arg(
-        long,
-        global = true,
-        env = "BUS_SERVER",
-        value_name = "HOST:PORT,...",
-        default_value = "127.0.0.1:9440"
-    )]
-    pub(crate) server: String,
+    // Not clap's `env`: a usage line would show the flag as one that is asked for wherever the variable is set.
+    /// Brokers to find the cluster by [env: BUS_SERVER] [default: 127.0.0.1:9440]
+    #[arg(long, global = true, value_name = "HOST:PORT,...")]
+    server: Option<String>,
     /// The CA that signed the brokers' certificates (PEM); brokers on this machine need no flag
     #[arg(long, global = true, value_name = "FILE", conflicts_with = "insecure")]
     pub(crate) ca: Option<PathBuf>,
@@ -49,6 +44,14 @@ pub(crate) struct Global {
     /// How to print: a table, or one JSON object a line
     #[arg(short = 'o', global = true, value_enum, value_name = "FORMAT", default_value_t = Format::Table)]
     pub(crate) format: Format,
+}
+
+impl Global {
+    /// Brokers to find the cluster by: the flag, else `BUS_SERVER`, else this machine's.
+    pub(crate) fn server(&self) -> String {
+        let set = || std::env::var("BUS_SERVER").ok().filter(|server| !server.is_empty());
+        self.server.clone().or_else(set).unwrap_or_else(|| "127.0.0.1:9440".to_owned())
+    }
 }
 
 /// What to do.
@@ -101,7 +104,7 @@ pub(crate) fn spread(arguments: impl IntoIterator<Item = OsString>) -> Vec<OsStr
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory as _;
+    use clap::{CommandFactory as _, Parser as _};
 
     use super::*;
 
@@ -116,10 +119,33 @@ mod tests {
     }
 
     #[test]
+    fn a_usage_line_asks_for_nothing_that_is_not_needed() {
+        let usage = |words: &str| Cli::try_parse_from(words.split(' ')).unwrap_err().to_string();
+        assert!(usage("bus topic delete").contains("Usage: bus topic delete <NAME>\n"));
+        assert!(usage("bus produce").contains("Usage: bus produce <TOPIC> [FILES]...\n"));
+    }
+
+    #[test]
     fn every_verb_shows_examples() {
         fn check(command: &clap::Command) {
             let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
             assert!(help.contains("Examples:"), "`{}` has no examples", command.get_name());
+            command.get_subcommands().filter(|verb| verb.get_name() != "help").for_each(check);
+        }
+        check(&Cli::command());
+    }
+
+    /// Clap wraps to the terminal: a paragraph that is wrapped in the source as well would be torn.
+    #[test]
+    fn help_is_wrapped_once_and_examples_fit_a_narrow_terminal() {
+        fn check(command: &clap::Command) {
+            let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+            for line in help.lines() {
+                let is_example = line.starts_with("  ");
+                assert!(!is_example || line.len() <= 80, "{} characters: {line}", line.len());
+                let ends = line.is_empty() || line.ends_with(['.', ':']);
+                assert!(is_example || ends, "`{}` has a paragraph that ends in: {line}", command.get_name());
+            }
             command.get_subcommands().filter(|verb| verb.get_name() != "help").for_each(check);
         }
         check(&Cli::command());

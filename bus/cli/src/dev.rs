@@ -25,8 +25,8 @@ const ADDRESSES: &str = "addresses.json";
   bus dev --nodes 3            # a cluster: bus topic create orders --replicas 3
   bus dev --data ./dev-data    # kept
 
-The first node listens on 127.0.0.1:9440 if that is free, where the other verbs find it without a flag. `bus cluster status` shows
-the cluster: of three nodes all are VOTERs, of which most must run; EPOCH is raised at a broker's start; UNDER-REPLICATED and OFFLINE
+The first node listens on 127.0.0.1:9440 if that is free, where the other verbs find it without a flag. `bus cluster status` shows \
+the cluster: of three nodes all are VOTERs, of which most must run; EPOCH is raised at a broker's start; UNDER-REPLICATED and OFFLINE \
 count the partitions that it holds and is not in sync with, and those that nobody leads.")]
 pub(crate) struct Dev {
     /// How many brokers

@@ -6,6 +6,8 @@ use clap::ValueEnum;
 use comfy_table::{ContentArrangement, Row, Table};
 use serde::Serialize;
 
+use crate::failure::message;
+
 /// How data is printed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Format {
@@ -18,6 +20,15 @@ pub(crate) enum Format {
 impl Format {
     pub(crate) fn is_json(self) -> bool {
         self == Self::Json
+    }
+
+    /// Says what a command has done: to a person on stderr; as JSON, an object on stdout.
+    pub(crate) fn done(self, text: &str, object: impl Serialize) -> anyhow::Result<()> {
+        if self.is_json() {
+            return json([object]);
+        }
+        message(text);
+        Ok(())
     }
 }
 

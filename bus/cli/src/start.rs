@@ -16,21 +16,21 @@ use crate::waiting::Waiting;
 /// Run a broker
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
-  bus start                                     # a single node, data in ./bus-data
-  bus start --data /var/lib/bus --listen 0.0.0.0:9440 --advertise bus.example.org:9440
+  bus start  # a single node, data in ./bus-data
+  bus start --data /srv/bus --listen 0.0.0.0:9440 --advertise bus-1.example:9440
   bus start --config bus.toml
   BUS_LOG=info bus start
 
-A cluster of three: the same --join list on each, an id and a folder of its own for each. They wait for each other the first
+A cluster of three: the same --join list on each, an id and a folder of its own for each. They wait for each other the first \
 time; later each can come and go. On one machine (`bus dev --nodes 3` is shorter):
-  JOIN=127.0.0.1:9440,127.0.0.1:9450,127.0.0.1:9460
-  bus start --node-id 1 --data ./n1 --listen 127.0.0.1:9440 --http 127.0.0.1:9441 --join $JOIN
-  bus start --node-id 2 --data ./n2 --listen 127.0.0.1:9450 --http 127.0.0.1:9451 --join $JOIN
-  bus start --node-id 3 --data ./n3 --listen 127.0.0.1:9460 --http 127.0.0.1:9461 --join $JOIN
+  J=127.0.0.1:9440,127.0.0.1:9450,127.0.0.1:9460
+  bus start --node-id 1 --data n1 --listen 127.0.0.1:9440 --http none --join $J
+  bus start --node-id 2 --data n2 --listen 127.0.0.1:9450 --http none --join $J
+  bus start --node-id 3 --data n3 --listen 127.0.0.1:9460 --http none --join $J
 On three machines, copy tls/ca.pem and tls/ca.key from the first node's folder into the others' before they start.
 A node that joins later needs no change of the list: any nodes of the cluster will do. `bus cluster rebalance` gives it its share.
 
-Prints one line when it is ready. SIGTERM and Ctrl-C hand leadership over, flush, and end with 0. What is acknowledged is on
+Prints one line when it is ready. SIGTERM and Ctrl-C hand leadership over, flush, and end with 0. What is acknowledged is on \
 the disk in any case.")]
 pub(crate) struct Start {
     /// Settings, as TOML; flags have the last word
@@ -177,14 +177,12 @@ pub(crate) async fn serve(
     let failed = tokio::select! {
         () = interrupt.wait() => None,
         () = stdin_closed(), if until_stdin_closes => None,
-        why = broker.failed() => Some(why),
+        failure = broker.failed() => Some(failure),
     };
     broker.shutdown().await;
     match failed {
         None => Ok(()),
-        Some(why) => anyhow::bail!(
-            "node {node} has stopped, as its metadata cannot be stored any more: {why}: see to the disk of {data} (is it full?), and start it again"
-        ),
+        Some(failure) => anyhow::bail!("node {node} has stopped: {failure}"),
     }
 }
 

@@ -8,6 +8,7 @@ use bus_protocol::request::{PartitionInfo, TopicInfo};
 use bus_protocol::{PartitionId, TopicName};
 use clap::{Args, Subcommand};
 use serde::Serialize;
+use serde_json::json;
 
 use crate::args::Global;
 use crate::{connection, failure, output, pairs, units};
@@ -30,7 +31,7 @@ pub(crate) enum Topic {
   bus topic describe orders
   bus topic describe orders -o json | jq .high_watermark
 
-What a log holds is its leader's word, and `-` where nobody leads. LAG: a follower's node id, and how many records it has still
+What a log holds is its leader's word, and `-` where nobody leads. LAG: a follower's node id, and how many records it has still \
 to store. A partition that is being reassigned shows where to: 1,2 > 2,3.")]
     Describe {
         /// The topic
@@ -50,11 +51,11 @@ to store. A partition that is being reassigned shows where to: 1,2 > 2,3.")]
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   bus topic create orders
-  bus topic create orders --partitions 6 --config retention.ms=86400000 compression.type=zstd
-  bus topic create orders --partitions 6 --replicas 3 --config min.insync.replicas=2
+  bus topic create orders --config retention.ms=86400000 compression.type=zstd
+  bus topic create orders --replicas 3 --config min.insync.replicas=2
   bus topic create orders --if-not-exists
 
-In a cluster of three brokers or more, take --replicas 3 and min.insync.replicas=2: any one broker can then be lost, with its
+In a cluster of three brokers or more, take --replicas 3 and min.insync.replicas=2: any one broker can then be lost, with its \
 disk, and no acknowledged record is.")]
 pub(crate) struct Create {
     /// The topic's name: a-z, A-Z, 0-9, '.', '_' and '-'
@@ -103,7 +104,8 @@ pub(crate) async fn run(global: &Global, verb: Topic) -> anyhow::Result<()> {
                 .create_topic(request)
                 .await
                 .with_context(|| format!("cannot create topic {topic}"))?;
-            failure::message(&format!("topic {topic} is ready"));
+            let done = if if_not_exists { "ready" } else { "created" };
+            global.format.done(&format!("topic {topic} is ready"), json!({"topic": topic, "done": done}))?;
             // What was there already may have more.
             if wanted.is_none()
                 && !if_not_exists
@@ -123,8 +125,9 @@ pub(crate) async fn run(global: &Global, verb: Topic) -> anyhow::Result<()> {
             let topic = args.name;
             let altered = client.admin().alter_topic(&topic, args.partitions, config).await;
             altered.with_context(|| format!("cannot alter topic {topic}"))?;
-            failure::message(&format!("topic {topic} is altered"));
-            Ok(())
+            global
+                .format
+                .done(&format!("topic {topic} is altered"), json!({"topic": topic, "done": "altered"}))
         }
         Topic::Delete { name } => {
             client
@@ -132,8 +135,8 @@ pub(crate) async fn run(global: &Global, verb: Topic) -> anyhow::Result<()> {
                 .delete_topic(&name)
                 .await
                 .with_context(|| format!("cannot delete topic {name}"))?;
-            failure::message(&format!("topic {name} is deleted"));
-            Ok(())
+            let object = json!({"topic": name, "done": "deleted"});
+            global.format.done(&format!("topic {name} is deleted"), object)
         }
     }
 }

@@ -5,17 +5,22 @@ use std::fmt;
 use std::time::Duration;
 
 use tokio::sync::watch;
+use tokio::time::{Instant, sleep, timeout};
 use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::filter::filter_fn;
 use tracing_subscriber::layer::{Context, Layer};
 use tracing_subscriber::registry::LookupSpan;
 
+use crate::units::show_duration;
+
 /// Where those lines come from, and what they begin with.
 const TARGET: &str = "bus_metadata";
 const BEGINS: &str = "this node waits ";
 /// A start that takes less needs no word.
 const PATIENCE: Duration = Duration::from_secs(2);
+/// How often it is said again.
+const REMIND: Duration = Duration::from_secs(10);
 
 /// For whom or what this process's node waits, as it said last.
 #[derive(Clone, Debug)]
@@ -58,21 +63,31 @@ impl Visit for Message {
 }
 
 impl Waiting {
-    /// Says what is waited for once that takes long, and again when it is something else. Never returns: to be run
-    /// beside the start.
+    /// Says what is waited for once that takes long, again when it is something else, and every now and then how long
+    /// it has been. Never returns: to be run beside the start.
     pub(crate) async fn tell(mut self) -> Infallible {
+        let start = Instant::now();
         loop {
-            tokio::time::sleep(PATIENCE).await;
+            sleep(PATIENCE).await;
             let what = self.0.borrow_and_update().clone();
             if !what.is_empty() {
-                crate::failure::message(&what);
+                crate::failure::message(&line(&what, start.elapsed()));
             }
-            if self.0.changed().await.is_err() {
+            match timeout(REMIND - PATIENCE, self.0.changed()).await {
+                Ok(Ok(())) | Err(_) => {}
                 // Nobody listens any more.
-                std::future::pending::<()>().await;
+                Ok(Err(_)) => std::future::pending::<()>().await,
             }
         }
     }
+}
+
+/// What is said of a start that has taken so long.
+fn line(what: &str, since: Duration) -> String {
+    if since < REMIND {
+        return what.to_owned();
+    }
+    format!("{what} ({} so far)", show_duration(since))
 }
 
 #[cfg(test)]
@@ -93,5 +108,13 @@ mod tests {
             tracing::warn!(target: "bus_metadata::join", "this node waits no more");
         });
         assert_eq!(*waiting.0.borrow(), "this node waits for 10.0.0.2:9440 to answer");
+    }
+    #[test]
+    fn what_is_said_again_says_for_how_long() {
+        assert_eq!(line("this node waits for a", PATIENCE), "this node waits for a");
+        assert_eq!(
+            line("this node waits for a", Duration::from_secs(34)),
+            "this node waits for a (34 s so far)"
+        );
     }
 }

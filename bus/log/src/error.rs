@@ -10,7 +10,7 @@ use bus_protocol::{Epoch, Offset};
 /// Why a log refused or failed. Cheap to clone: all who waited for one sync get the same answer.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum Error {
-    /// The disk is full. Nothing of the refused append was kept; the log works on, reads and all.
+    /// The disk is full, up to a reserve for what else the node keeps there. Nothing of the refused append was kept; the log works on, reads and all.
     #[error("disk is full: cannot {what} {}: free some space, or lower the retention", path.display())]
     Full {
         /// What was tried.
@@ -29,10 +29,7 @@ pub enum Error {
         source: Arc<io::Error>,
     },
     /// Bytes that were stored are not there any more, or not as they were written.
-    #[error(
-        "{} is damaged at byte {position} (offset {offset}): {why}: restore it from a replica or a backup",
-        file.display()
-    )]
+    #[error("{} is damaged at byte {position} (offset {offset}): {why}", file.display())]
     Damaged {
         /// The file.
         file: PathBuf,

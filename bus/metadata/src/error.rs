@@ -196,6 +196,14 @@ pub enum ProposeError {
         /// Who leads, as far as is known.
         leader: Option<NodeId>,
     },
+    /// Most voters have been silent for the session timeout: it certainly was not applied.
+    #[error("{}: nothing was changed; start them, and try again", no_majority(*node, silent))]
+    NoMajority {
+        /// Who was asked.
+        node: NodeId,
+        /// The voters that do not answer it.
+        silent: Vec<NodeId>,
+    },
     /// The command is larger than [`limits::COMMAND_BYTES`](crate::limits::COMMAND_BYTES).
     #[error("a command of {size} bytes is over the limit of {limit}: ask for less at once")]
     TooLarge {
@@ -222,7 +230,7 @@ impl ProposeError {
     pub fn code(&self) -> ErrorCode {
         match self {
             Self::Rejected(rejected) => rejected.code(),
-            Self::NotLeader { .. } => ErrorCode::NotLeader,
+            Self::NotLeader { .. } | Self::NoMajority { .. } => ErrorCode::NotLeader,
             Self::TooLarge { .. } => ErrorCode::InvalidRequest,
             Self::Busy => ErrorCode::Busy,
             Self::TimedOut(_) => ErrorCode::TimedOut,
@@ -236,6 +244,17 @@ fn ask(leader: Option<NodeId>) -> String {
         || "nobody does at the moment; check that most of its voters run, and try again".to_owned(),
         |leader| format!("node {leader} does"),
     )
+}
+
+fn no_majority(node: NodeId, silent: &[NodeId]) -> String {
+    let silent: Vec<_> = silent.iter().map(ToString::to_string).collect();
+    match &silent[..] {
+        [] => {
+            format!("no majority: node {node} has heard of no controller with most of the voters behind it")
+        }
+        [one] => format!("no majority: voter {one} does not answer node {node}"),
+        several => format!("no majority: voters {} do not answer node {node}", several.join(", ")),
+    }
 }
 
 #[cfg(test)]

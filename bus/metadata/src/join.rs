@@ -109,7 +109,7 @@ impl Metadata {
                 return Ok(self.bootstrap(cluster_id_if_new).await?);
             };
             if wait != waits {
-                tracing::info!("this node waits {wait}");
+                tracing::info!("this node waits {wait}{}", self.gives_up());
                 waits = wait;
             }
             if Instant::now() >= entry.deadline {
@@ -117,6 +117,11 @@ impl Metadata {
             }
             sleep(AGAIN).await;
         }
+    }
+
+    /// How long this node waits in all, for who reads what it waits for.
+    fn gives_up(&self) -> String {
+        format!("; it gives up {} s after its start", self.core().options.join_timeout().as_secs())
     }
 
     /// The cluster that the listed nodes are of, if any of them is of one.
@@ -303,7 +308,8 @@ impl Metadata {
                 silent => format!("; nobody answers at {silent}"),
             };
             tracing::info!(
-                "this node waits for its cluster to have a leader, for which most of its voters must run: {voters}{silent}"
+                "this node waits for its cluster to have a leader, for which most of its voters must run: {voters}{silent}{}",
+                self.gives_up()
             );
         }
     }
@@ -342,9 +348,14 @@ impl Metadata {
             };
             // One that may have been applied is made again: the later one counts.
             match error {
-                ProposeError::NotLeader { .. } | ProposeError::TimedOut(_) | ProposeError::Busy
+                ProposeError::NotLeader { .. }
+                | ProposeError::NoMajority { .. }
+                | ProposeError::TimedOut(_)
+                | ProposeError::Busy
                     if Instant::now() < deadline => {}
-                ProposeError::NotLeader { .. } | ProposeError::TimedOut(_) => {
+                ProposeError::NotLeader { .. }
+                | ProposeError::NoMajority { .. }
+                | ProposeError::TimedOut(_) => {
                     let voters = names(core.members().voters);
                     return Err(EnterError::NoLeader { waited_ms: core.options.join_timeout_ms, voters });
                 }

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use openraft::error::{Fatal, InitializeError, RaftError};
 use openraft::{BasicNode, Raft, ServerState, SnapshotPolicy};
 use tokio::sync::{RwLock, Semaphore, watch};
-use tokio::task::JoinHandle;
+use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::Instant;
 
 use crate::control::control;
@@ -56,7 +56,7 @@ struct Inner {
 struct Open {
     store: Store,
     liveness: store::Liveness,
-    tasks: Vec<JoinHandle<()>>,
+    running: JoinHandle<()>,
 }
 
 impl std::fmt::Debug for Inner {
@@ -70,7 +70,7 @@ impl std::fmt::Debug for Inner {
 
 impl Drop for Open {
     fn drop(&mut self) {
-        self.tasks.iter().for_each(JoinHandle::abort);
+        self.running.abort();
     }
 }
 
@@ -124,12 +124,8 @@ impl Metadata {
             membership: tokio::sync::Mutex::new(()),
             options,
         });
-        let tasks = vec![
-            tokio::spawn(follow_leader(raft, sender)),
-            tokio::spawn(control(Arc::clone(&core))),
-            tokio::spawn(beat(Arc::clone(&core))),
-        ];
-        let open = Mutex::new(Some(Open { store, liveness, tasks }));
+        let running = tokio::spawn(run(Arc::clone(&core), sender));
+        let open = Mutex::new(Some(Open { store, liveness, running }));
         let metadata = Self { inner: Arc::new(Inner { core, dir: dir.to_owned(), open }) };
         metadata.lead_alone().await?;
         Ok(metadata)
@@ -200,19 +196,26 @@ impl Metadata {
         self.core().image.clone()
     }
 
-    /// Resolves, with why, if this node's metadata has stopped for good, as its disk is full or fails: then the node
-    /// knows of no change any more, and must not go on. Never after [`Self::shutdown`].
-    pub async fn failed(&self) -> String {
-        let mut metrics = self.raft().metrics();
-        loop {
+    /// Resolves if this node's metadata has stopped for good: with [`Error::Storage`] where its disk is full or fails,
+    /// else with [`Error::Stopped`]. The node knows of no change any more then, and must not go on. Never after
+    /// [`Self::shutdown`].
+    pub async fn failed(&self) -> Error {
+        let (mut metrics, mut leader) = (self.raft().metrics(), self.core().leader.clone());
+        let error = loop {
             match &metrics.borrow_and_update().running_state {
-                Ok(()) | Err(Fatal::Stopped) => {}
-                Err(fatal) => return fatal.to_string(),
+                Ok(()) => {}
+                Err(Fatal::StorageError(why)) => break storage(&self.inner.dir, why),
+                Err(fatal) => break stopped(fatal),
             }
-            if metrics.changed().await.is_err() {
-                return std::future::pending().await;
+            // Whoever panics says nothing, and is seen to be gone.
+            tokio::select! {
+                biased;
+                changed = metrics.changed() => if changed.is_err() { break stopped("Raft's task has panicked") },
+                changed = leader.changed() => if changed.is_err() { break stopped("a task of it has ended") },
             }
-        }
+        };
+        let is_shut_down = self.inner.open.lock().unwrap_or_else(PoisonError::into_inner).is_none();
+        if is_shut_down { std::future::pending().await } else { error }
     }
 
     /// Who leads the group, as far as this node knows.
@@ -277,11 +280,9 @@ impl Metadata {
             tracing::warn!(%error, "the metadata's task ended badly");
         }
         if let Some(mut open) = open {
-            for task in std::mem::take(&mut open.tasks) {
-                task.abort();
-                // Waits until the task has let go of what it held; that it was aborted is no news.
-                task.await.ok();
-            }
+            open.running.abort();
+            // Waits until they have let go of what they held; that they were aborted is no news.
+            (&mut open.running).await.ok();
             let Open { store, liveness, .. } = &mut open;
             if let Err(error) = store.flush().await {
                 tracing::error!(%error, dir = %self.inner.dir.display(), "the metadata cannot be flushed");
@@ -366,7 +367,18 @@ impl Metadata {
     }
 }
 
-/// Keeps [`Metadata::watch_leader`] up to date.
+/// Runs what a node does by itself. None of it ends before the node is shut down: if one does, all do, and
+/// [`Core::leader`] is closed.
+async fn run(core: Arc<Core>, leader: watch::Sender<Option<NodeId>>) {
+    let mut tasks = JoinSet::new();
+    tasks.spawn(follow_leader(core.raft.clone(), leader));
+    tasks.spawn(control(Arc::clone(&core)));
+    tasks.spawn(beat(core));
+    tasks.join_next().await;
+    tasks.shutdown().await;
+}
+
+/// Keeps [`Core::leader`] up to date.
 async fn follow_leader(raft: Raft<TypeConfig>, leader: watch::Sender<Option<NodeId>>) {
     let mut metrics = raft.server_metrics();
     loop {
@@ -401,4 +413,57 @@ fn storage(dir: &Path, why: impl std::fmt::Display) -> Error {
 
 fn stopped(why: impl std::fmt::Display) -> Error {
     Error::Stopped(why.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::PeerError;
+
+    /// Nobody else is there.
+    struct Alone;
+
+    #[async_trait::async_trait]
+    impl PeerClient for Alone {
+        async fn call(&self, node: NodeId, _: &str, _: Bytes) -> Result<Bytes, PeerError> {
+            Err(PeerError::Unreachable { node, why: "nobody is there".into() })
+        }
+
+        async fn call_address(&self, address: &str, _: Bytes) -> Result<Bytes, PeerError> {
+            Err(PeerError::NoAnswer { address: address.into(), why: "nobody is there".into() })
+        }
+    }
+
+    async fn alone() -> (tempfile::TempDir, Metadata) {
+        let dir = tempfile::tempdir().unwrap();
+        let started = Metadata::start(Options::default(), 1, "node-1:1", dir.path(), Arc::new(Alone)).await;
+        let metadata = started.unwrap();
+        metadata.bootstrap("cluster-a").await.unwrap();
+        (dir, metadata)
+    }
+
+    #[tokio::test]
+    async fn that_a_task_panics_is_noticed() {
+        let (_dir, metadata) = alone().await;
+        let panicked = metadata.raft().with_raft_state(|_| panic!("as a bug in Raft does it")).await;
+        assert!(panicked.is_err());
+        let error = metadata.failed().await;
+        assert!(matches!(error, Error::Stopped(_)), "{error}");
+        metadata.shutdown().await;
+    }
+
+    #[tokio::test]
+    async fn that_a_task_ends_is_noticed_and_a_shutdown_is_no_failure() {
+        let (_dir, metadata) = alone().await;
+        let failed = tokio::spawn({
+            let metadata = metadata.clone();
+            async move { metadata.failed().await }
+        });
+        metadata.inner.open.lock().unwrap().as_ref().unwrap().running.abort();
+        let error = failed.await.unwrap();
+        assert!(matches!(error, Error::Stopped(_)), "{error}");
+        metadata.shutdown().await;
+        let later = tokio::time::timeout(std::time::Duration::ZERO, metadata.failed());
+        assert!(later.await.is_err(), "it was shut down");
+    }
 }

@@ -9,7 +9,7 @@ use bus_protocol::NodeId;
 use bytes::Bytes;
 use openraft::Raft;
 use tokio::sync::{RwLock, Semaphore, watch};
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use crate::liveness::Liveness;
 use crate::messages::{self, Hello, Identity, Question, Reply};
@@ -171,9 +171,11 @@ impl Core {
             }
             Question::Await { index } => {
                 let mut image = self.image.clone();
-                match image.wait_for(|image| image.index() >= index).await {
-                    Ok(_) => Reply::Done,
-                    Err(_) => Reply::Refused("this node is stopping".to_owned()),
+                let known = image.wait_for(|image| image.index() >= index);
+                match timeout(self.options.propose_timeout(), known).await {
+                    Ok(Ok(_)) => Reply::Done,
+                    Ok(Err(_)) => Reply::Refused("this node is stopping".to_owned()),
+                    Err(_) => Reply::Refused("this node has not heard of it yet".to_owned()),
                 }
             }
             Question::Elect => match self.raft.trigger().elect().await {

@@ -77,9 +77,25 @@ impl Core {
                 () = sleep_until(again) => {}
             }
             if Instant::now() >= deadline {
-                return Err(ProposeError::NotLeader { node: self.node(), leader: *leader.borrow() });
+                return Err(self.nobody_leads(*leader.borrow()));
             }
         }
+    }
+
+    /// Why nobody took a proposal until its deadline.
+    fn nobody_leads(&self, leader: Option<NodeId>) -> ProposeError {
+        let (node, quorum) = (self.node(), self.quorum());
+        if quorum.held {
+            ProposeError::NotLeader { node, leader }
+        } else {
+            ProposeError::NoMajority { node, silent: quorum.silent }
+        }
+    }
+
+    /// Whether this node leads, and most voters have not answered it for so long that they count as gone. What it
+    /// proposed then would lie in its log, and be carried out when they are back, however late that is.
+    fn leads_alone(&self) -> bool {
+        self.quorum_ago().is_some_and(|ago| ago >= self.options.session_timeout())
     }
 
     /// Proposes what another node has forwarded, or the controller has decided: only as the leader.
@@ -125,7 +141,7 @@ impl Core {
         deadline: Instant,
     ) -> Result<(u64, Result<Applied, Rejected>), ProposeError> {
         let began = Instant::now();
-        let Ok(_writing) = self.writing.try_read() else {
+        let Some(_writing) = self.writing.try_read().ok().filter(|_| !self.leads_alone()) else {
             return Err(ProposeError::NotLeader { node: self.node(), leader: None });
         };
         match timeout_at(deadline, self.raft.client_write(command)).await {
@@ -167,7 +183,10 @@ impl Core {
         };
         match reply {
             Ok(Reply::Applied { index, result }) => Attempt::Applied { index, result },
-            Ok(Reply::NotApplied { error: ProposeError::NotLeader { .. }, .. }) => Attempt::Not,
+            Ok(Reply::NotApplied {
+                error: ProposeError::NotLeader { .. } | ProposeError::NoMajority { .. },
+                ..
+            }) => Attempt::Not,
             // It stops, and says so before it proposes anything, or does not know.
             Ok(Reply::NotApplied { error: ProposeError::Stopped(_), .. }) | Err(PeerError::Broken { .. }) => {
                 Attempt::Failed(ProposeError::TimedOut(millis(began.elapsed())))

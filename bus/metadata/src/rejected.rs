@@ -47,7 +47,7 @@ pub enum Rejected {
         current: u64,
     },
     /// No such topic.
-    #[error("topic {topic} does not exist: create it with `bus topic create {topic}`")]
+    #[error("topic {topic} does not exist: `bus topic list` shows those that do")]
     UnknownTopic {
         /// The topic.
         topic: TopicName,
@@ -116,13 +116,18 @@ pub enum Rejected {
     },
     /// Too few brokers for the wanted replicas.
     #[error(
-        "{replicas} replicas need {replicas} brokers, and {brokers} can take one: ask for fewer, or start more brokers"
+        "{replicas} replicas need {replicas} brokers, and {brokers} can take one{}: ask for fewer, or see to it that more can",
+        others(drained, down)
     )]
     TooFewBrokers {
         /// What was asked for.
         replicas: u32,
         /// The brokers that are unfenced and not drained.
         brokers: u32,
+        /// The others that are up.
+        drained: Vec<NodeId>,
+        /// The others.
+        down: Vec<NodeId>,
     },
     /// A setting that does not exist, or a value it does not take.
     #[error("{message}")]
@@ -266,6 +271,16 @@ fn list(nodes: &[NodeId]) -> String {
         return "(none)".to_owned();
     }
     nodes.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+}
+
+/// Who takes no replicas, and why.
+fn others(drained: &[NodeId], down: &[NodeId]) -> String {
+    let some = [(drained, "drained (see `bus cluster add-back`)"), (down, "down")];
+    let some = some.into_iter().filter(|(nodes, _)| !nodes.is_empty()).map(|(nodes, why)| {
+        let (brokers, are) = if nodes.len() == 1 { ("broker", "is") } else { ("brokers", "are") };
+        format!("; {brokers} {} {are} {why}", list(nodes))
+    });
+    some.collect()
 }
 
 fn registered(brokers: &[NodeId]) -> String {

@@ -13,8 +13,10 @@ use crate::node::Core;
 use crate::propose::RETRY;
 use crate::{Broker, Command, MetadataImage, ProposeError};
 
-/// How long a stop waits for others to take over.
-const LEAVE: Duration = Duration::from_secs(2);
+/// How long a stop waits for others to take over the partitions that this node leads, of which there may be many; and
+/// how long for another to lead the group, which must not be cut short by that.
+const LEAVE_PARTITIONS: Duration = Duration::from_millis(1_200);
+const HAND_OVER: Duration = Duration::from_millis(800);
 /// How long a step of an election may take before it is taken again.
 const ELECTION_STEP: Duration = Duration::from_millis(100);
 
@@ -113,15 +115,19 @@ impl Core {
             self.say_leaving(epoch).await;
         }
         let leaving = async {
-            if let Some(epoch) = epoch {
-                self.leave_partitions(epoch).await;
+            if let Some(epoch) = epoch
+                && timeout(LEAVE_PARTITIONS, self.leave_partitions(epoch)).await.is_err()
+            {
+                tracing::warn!(
+                    "others do not lead all of this broker's partitions yet: it stops all the same"
+                );
             }
-            self.hand_over().await;
+            if timeout(HAND_OVER, self.hand_over()).await.is_err() {
+                tracing::warn!("no other node leads the metadata group yet: this one stops all the same");
+            }
         };
         tokio::select! {
-            left = timeout(LEAVE, leaving) => if left.is_err() {
-                tracing::warn!("not all that this broker leads was handed over in {LEAVE:?}: it stops all the same");
-            },
+            () = leaving => {}
             () = self.nobody_stays() => tracing::debug!("no other broker stays that could take over"),
         }
     }

@@ -235,6 +235,11 @@ async fn who_was_away_catches_up_by_a_snapshot_and_without_a_majority_nothing_go
         timeout(DEADLINE, gone).await.unwrap_or_else(|_| panic!("{:?}", node.quorum()));
         assert!(node.quorum().ago.is_some(), "there was one");
     }
+    // From then on nothing is left lying about that would be carried out when they are back.
+    let late = leads.propose(create(502)).await.unwrap_err();
+    let silent = (1..=3).filter(|other| *other != leads.node()).collect();
+    assert_eq!(late, ProposeError::NoMajority { node: leads.node(), silent });
+    assert!(late.to_string().contains("nothing was changed"), "{late}");
     let fenced = |image: &bus_metadata::MetadataImage| image.brokers().filter(|broker| broker.fenced).count();
     assert_eq!(fenced(&leads.image()), 0, "who has no majority calls nobody silent");
     cluster.wires.heal();
@@ -242,6 +247,7 @@ async fn who_was_away_catches_up_by_a_snapshot_and_without_a_majority_nothing_go
     timeout(DEADLINE, again).await.unwrap();
     for node in &cluster.nodes {
         until(node, "the last topic", |image| image.topic(&name(501)).is_some()).await;
+        assert!(node.image().topic(&name(502)).is_none());
         let back = async {
             while !node.quorum().held {
                 tokio::task::yield_now().await;

@@ -53,7 +53,7 @@ pub const CONNECTION_FRAME_BYTES: usize = PAYLOAD_BYTES + CONTROL_BYTES;
 pub const SMALL_REQUEST_BYTES: usize = 2 * CONTROL_BYTES;
 /// Modules that a broker takes in and compiles at once.
 pub const UPLOADS: usize = 2;
-/// How long a request may take to arrive, in seconds.
+/// How long a request, or a batch, may take to arrive, in seconds.
 pub const REQUEST_SECONDS: u64 = 60;
 /// The longest name of a function.
 pub const FUNCTION_NAME_BYTES: usize = 128;

@@ -83,7 +83,7 @@ impl Default for TopicConfig {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum TopicConfigError {
     /// No such setting.
-    #[error("topic setting {key:?} does not exist{}", nearest.map(|n| format!(": did you mean {n}?")).unwrap_or_default())]
+    #[error("topic setting {key:?} does not exist: {}", nearest.map_or_else(|| "`bus topic describe` shows those of a topic".to_owned(), |n| format!("did you mean {n}?")))]
     UnknownKey {
         /// As it was given.
         key: String,
@@ -267,7 +267,10 @@ mod tests {
             "topic setting \"retention.msec\" does not exist: did you mean retention.ms?"
         );
         let error = TopicConfig::default().set("zzz", "1").unwrap_err();
-        assert_eq!(error.to_string(), "topic setting \"zzz\" does not exist");
+        assert_eq!(
+            error.to_string(),
+            "topic setting \"zzz\" does not exist: `bus topic describe` shows those of a topic"
+        );
         assert!(TopicConfig::default().set("retention.ms", "soon").is_err());
         assert!(TopicConfig::default().set("retention.ms", "-2").is_err());
     }

@@ -1,5 +1,6 @@
 //! The task that owns one replica: events in from a queue, syncs and answers out.
 
+use std::panic::AssertUnwindSafe;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
@@ -8,6 +9,7 @@ use bus_protocol::produce::ProduceAck;
 use bus_protocol::replicate::{LeaderFrame, LogEnd, ReplicateOpen};
 use bus_protocol::{Epoch, NodeId, Offset, PartitionId, TopicId};
 use bytes::Bytes;
+use futures::FutureExt as _;
 use tokio::runtime::RuntimeFlavor;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
@@ -140,19 +142,33 @@ impl Owner {
     }
 
     pub(crate) async fn run(mut self) {
-        let mut events = Vec::with_capacity(GROUP);
         let stop = loop {
+            if let Ok(stop) = AssertUnwindSafe(self.serve()).catch_unwind().await {
+                break stop;
+            }
+            // As one whose disk fails: everybody is told, and others go on without it.
+            self.go_offline("its task has panicked".to_owned());
+            self.report();
+            self.publish();
+        };
+        self.stop(stop).await;
+    }
+
+    /// Serves until it is told to stop, or nobody is left to be served.
+    async fn serve(&mut self) -> Option<(bool, Done)> {
+        let mut events = Vec::with_capacity(GROUP);
+        loop {
             // An offline partition refuses everything, and must not leave anybody waiting.
-            let room = self.unsynced < UNSYNCED_BYTES || self.is_offline();
+            let room = self.unsynced < UNSYNCED_BYTES || self.offline.get().is_some();
             tokio::select! {
                 biased;
                 synced = finished(&mut self.syncing) => self.synced(synced),
                 count = self.queue.recv_many(&mut events, GROUP), if room => {
                     if count == 0 {
-                        break None;
+                        return None;
                     }
                     if let Some(stop) = self.take(&mut events) {
-                        break Some(stop);
+                        return Some(stop);
                     }
                 }
             }
@@ -161,8 +177,7 @@ impl Owner {
             self.start_sync();
             self.report();
             self.publish();
-        };
-        self.stop(stop).await;
+        }
     }
 
     /// Carries out a group of events; consecutive appends become one write.
@@ -317,7 +332,7 @@ impl Owner {
         &mut self,
         work: impl FnOnce(&mut Replica<Queued>) -> Result<R, FollowError>,
     ) -> Result<R, FollowError> {
-        if self.is_offline() {
+        if self.offline.get().is_some() {
             return Err(FollowError::Closed);
         }
         let done = work(&mut self.replica);
@@ -351,7 +366,7 @@ impl Owner {
 
     /// Starts the next group sync unless one is under way.
     fn start_sync(&mut self) {
-        if self.syncing.is_some() || self.is_offline() {
+        if self.syncing.is_some() || self.offline.get().is_some() {
             return;
         }
         let covered = self.unsynced;
@@ -367,7 +382,7 @@ impl Owner {
 
     fn synced(&mut self, (synced, covered): (Result<Offset, bus_log::Error>, usize)) {
         // Once offline, everybody has been told that it is not known what is stored.
-        if self.is_offline() {
+        if self.offline.get().is_some() {
             return;
         }
         self.unsynced = self.unsynced.saturating_sub(covered);
@@ -390,10 +405,6 @@ impl Owner {
         self.unreported = true;
         let answers = self.replica.abandon(&AppendError::Offline(why));
         self.answered(answers);
-    }
-
-    fn is_offline(&self) -> bool {
-        self.offline.get().is_some()
     }
 
     /// Leaves what metadata must hear; where there is no room for it now, it is said again later.

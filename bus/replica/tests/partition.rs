@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "a test's fixture")]
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bus_log::storage::MemoryStorage;
@@ -9,7 +10,7 @@ use bus_log::{Env, Log, LogConfig};
 use bus_protocol::batch::{BatchBuilder, Compression, RecordBatch};
 use bus_protocol::produce::Acks;
 use bus_protocol::replicate::{LeaderFrame, ReplicateOpen};
-use bus_protocol::{Epoch, NodeId, SystemClock, TopicConfig, TopicId};
+use bus_protocol::{Clock, Epoch, NodeId, SystemClock, Timestamp, TopicConfig, TopicId};
 use bus_replica::{AppendError, FollowError, Following, Lane, Matter, Partition, Report, Role, Runtime};
 use bytes::Bytes;
 use tokio::sync::{Semaphore, mpsc};
@@ -383,4 +384,44 @@ async fn one_that_has_caught_up_is_proposed_for_the_isr_and_a_refusal_frees_the_
     assert_eq!(leader.followers().await.unwrap(), [(2, 0)]);
     leader.follower_gone((2, 5), 2);
     assert_eq!(leader.followers().await.unwrap(), []);
+}
+
+/// Whoever asks it when it is broken panics, as a mistake in the program would have it.
+struct Breakable {
+    clock: SystemClock,
+    broken: AtomicBool,
+}
+
+impl Clock for Breakable {
+    fn monotonic(&self) -> Duration {
+        assert!(!self.broken.load(Ordering::Relaxed), "as a mistake does it");
+        self.clock.monotonic()
+    }
+
+    fn timestamp(&self) -> Timestamp {
+        self.clock.timestamp()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_partition_whose_task_panics_is_offline_and_says_so() {
+    let mut fixture = Fixture::new(1 << 20);
+    let clock = Arc::new(Breakable { clock: SystemClock::new(), broken: AtomicBool::new(false) });
+    fixture.runtime.clock = clock.clone();
+    let partition = fixture.lead(1);
+    let lane = partition.lane().unwrap();
+    append(&partition, batch(1, b"kept"), Acks::All, &lane).await.await.unwrap();
+    clock.broken.store(true, Ordering::Relaxed);
+    append(&partition, batch(1, b"unknown"), Acks::All, &lane).await.await.unwrap_err();
+    let report = fixture.reports.recv().await.unwrap();
+    assert!(matches!(&report.matter, Matter::Lost(why) if why.contains("panicked")), "{report:?}");
+    clock.broken.store(false, Ordering::Relaxed);
+    let refused = append(&partition, batch(1, b"late"), Acks::All, &lane).await.await.unwrap_err();
+    assert!(matches!(refused, AppendError::Offline(_)), "{refused}");
+    assert!(partition.offline().is_some_and(|why| why.contains("panicked")));
+    partition.close().await.ok();
+    assert_eq!(
+        fixture.open(role(1, &[1], &[1], (1, 1), 1)).reader().read(0, 1 << 20, 1).unwrap().next_offset,
+        1
+    );
 }

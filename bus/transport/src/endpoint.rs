@@ -40,6 +40,12 @@ impl Listener {
         let socket = socket.map_err(|source| Error::Listen { address: listen.to_string(), source })?;
         Ok(Self { socket, listen })
     }
+
+    /// The address that was taken: where any free port was asked for, with the one that was found.
+    pub fn local_addr(&self) -> Result<SocketAddr, Error> {
+        let taken = self.socket.local_addr().map(|address| address.as_socket());
+        Ok(taken.map_err(|error| Error::Lost(error.to_string()))?.unwrap_or(self.listen))
+    }
 }
 
 #[derive(Debug)]

@@ -10,7 +10,9 @@ use bus_protocol::{FrameError, PreambleError, WireError};
 #[non_exhaustive]
 pub enum Error {
     /// The address to listen on cannot be had.
-    #[error("cannot listen on {address}: {source}")]
+    #[error(
+        "cannot listen on {address}: {source}: see what listens there, or choose another address with --listen"
+    )]
     Listen {
         /// The address.
         address: String,

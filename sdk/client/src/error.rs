@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use bus_protocol::{ErrorCode, InvalidTopicName, Offset, PartitionId, TopicName, WireError};
 
+use crate::NoMajority;
+
 /// Why the client cannot do what it was asked to. Cheap to clone: one cause may fail many records.
 #[derive(Debug, Clone, thiserror::Error)]
 #[non_exhaustive]
@@ -18,15 +20,31 @@ pub enum Error {
     /// No connection, or it was lost.
     #[error("{0}")]
     Transport(Arc<bus_transport::Error>),
-    /// A request had no answer in time. Whether it was carried out is not known.
+    /// A request had no answer in time.
     #[error(
-        "{request} had no answer within {after:?}; whether it was carried out is not known: check, and try again"
+        "{request} had no answer within {after:?}: check that the brokers run, with `bus cluster status`"
     )]
     NoAnswer {
         /// What was asked.
         request: &'static str,
         /// How long was waited.
         after: Duration,
+    },
+    /// A change was asked for, and nobody says what came of it: whether it was made is not known, and it may still be.
+    #[error(
+        "{why}: whether the change was made is not known, and it may still be: look whether it is there, and only then try again"
+    )]
+    Unconfirmed {
+        /// Why nobody says so.
+        why: String,
+    },
+    /// The cluster has no majority of its voters. A change was certainly not made.
+    #[error("{missing} ({last})")]
+    NoMajority {
+        /// A broker's word of it.
+        missing: NoMajority,
+        /// What happened last.
+        last: String,
     },
     /// A record was not acknowledged within the delivery timeout.
     #[error("not acknowledged within {after:?}; whether it is stored is not known ({cause})")]
@@ -132,6 +150,8 @@ impl Error {
                 error.is_retriable() || matches!(**error, bus_transport::Error::LocallyClosed)
             }
             Self::NoAnswer { .. }
+            | Self::Unconfirmed { .. }
+            | Self::NoMajority { .. }
             | Self::NotAcknowledged { .. }
             | Self::NotSent { .. }
             | Self::NoLeader { .. }

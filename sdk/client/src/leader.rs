@@ -242,13 +242,13 @@ impl Client {
             match tokio::time::timeout_at(deadline, asked).await {
                 Ok(Err(error)) if !retry.is_final(&error) => last = error,
                 Ok(result) => return result,
-                Err(_) => return Err(last),
+                Err(_) => return Err(self.majority_or(last)),
             }
             tracing::debug!(%topic, error = %last, "the leaders are asked again");
             let partition = partitions.first().copied().unwrap_or_default();
             let wait = retry.wait(self, topic, partition, None, &last);
             if tokio::time::timeout_at(deadline, wait).await.is_err() {
-                return Err(last);
+                return Err(self.majority_or(last));
             }
         }
     }

@@ -11,6 +11,7 @@ use bytes::Bytes;
 use tokio::time::Instant;
 
 use crate::backoff::Backoff;
+use crate::majority::Majority;
 use crate::request::exchange;
 use crate::{Client, Error};
 
@@ -22,6 +23,7 @@ pub(crate) struct Metadata {
     known: Mutex<Known>,
     /// Counts the questions.
     turn: AtomicUsize,
+    pub(crate) majority: Majority,
 }
 
 #[derive(Default)]
@@ -114,8 +116,9 @@ impl Client {
         addresses
     }
 
-    /// Takes over what a broker says of the others.
-    pub(crate) fn learn_brokers(&self, cluster: &ClusterInfo) {
+    /// Takes over what a broker says of the others, and of the majority.
+    pub(crate) fn learn(&self, cluster: &ClusterInfo) {
+        self.metadata().majority.hear(cluster, Instant::now());
         let mut moved = false;
         {
             let mut known = self.metadata().known();
@@ -204,7 +207,7 @@ impl Client {
                 return Err(error);
             }
         };
-        self.learn_brokers(&cluster);
+        self.learn(&cluster);
         let mut heard = topic.heard();
         let info = Arc::new(match &*heard {
             Some(old) => newer(&old.info, info),

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use bus_protocol::request::Request;
+use bus_protocol::request::{ClusterInfo, Request, Response};
 use bus_transport::{Close, Connection, Endpoint};
 use bytes::Bytes;
 use tokio::sync::watch;
@@ -85,11 +85,11 @@ impl Slot {
     }
 
     /// See [`Pool::check`].
-    async fn check(&self, endpoint: &Endpoint, address: &str) {
+    async fn check(&self, endpoint: &Endpoint, address: &str) -> Option<ClusterInfo> {
         // Locked: somebody else is at it.
-        let (Some(connection), Ok(mut link)) = (self.live(), self.link.try_lock()) else { return };
+        let (Some(connection), Ok(mut link)) = (self.live(), self.link.try_lock()) else { return None };
         if link.is_checked() {
-            return;
+            return None;
         }
         let heard = connection.stats().received_bytes;
         let answer = timeout(PROOF, exchange(&connection, &Request::Cluster, Bytes::new())).await;
@@ -104,6 +104,10 @@ impl Slot {
             connection.close(Close::Done);
         }
         link.checked = Some(Instant::now());
+        match answer {
+            Ok(Ok(Response::Cluster(cluster))) => Some(cluster),
+            _ => None,
+        }
     }
 }
 
@@ -184,9 +188,10 @@ impl Pool {
 
     /// Finds out whether the connection to `address`, if there is one, still carries anything. One that does not, while
     /// a new one can be made, is closed and replaced: its broker has restarted, or the way to it has changed, and QUIC
-    /// itself would notice only after the idle timeout. Takes about a second at most.
-    pub(crate) async fn check(&self, address: &str) {
-        self.slot(address).check(&self.endpoint, address).await;
+    /// itself would notice only after the idle timeout. Takes about a second at most. Answers what the broker said of
+    /// the cluster, if it was asked, and has answered.
+    pub(crate) async fn check(&self, address: &str) -> Option<ClusterInfo> {
+        self.slot(address).check(&self.endpoint, address).await
     }
 
     /// Finds out, while nobody waits for it, whether the broker at `address` can be reached: by [`Pool::check`], or by a

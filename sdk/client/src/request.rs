@@ -10,7 +10,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 
 use crate::backoff::Backoff;
-use crate::{Client, Error};
+use crate::{Client, Error, NoMajority};
 
 /// The head start of each broker that is asked over the next.
 const HEDGE: Duration = Duration::from_millis(200);
@@ -52,6 +52,11 @@ fn is_repeatable(request: &Request) -> bool {
     }
 }
 
+/// Whether it is a change of the cluster's metadata, of which most voters must hear.
+fn needs_majority(request: &Request) -> bool {
+    !matches!(request, Request::CommitOffsets { .. } | Request::InitProducer)
+}
+
 /// Asks on a stream of its own.
 pub(crate) async fn exchange(
     connection: &Connection,
@@ -74,11 +79,8 @@ pub(crate) async fn exchange(
 }
 
 /// Whether a refusal means that nothing was done, and that it is worth asking again.
-fn is_refused_for_now(error: &Error) -> bool {
-    matches!(
-        error.code(),
-        Some(ErrorCode::NotLeader | ErrorCode::ShuttingDown | ErrorCode::Busy | ErrorCode::FencedEpoch)
-    )
+fn is_refused_for_now(code: ErrorCode) -> bool {
+    matches!(code, ErrorCode::NotLeader | ErrorCode::ShuttingDown | ErrorCode::Busy | ErrorCode::FencedEpoch)
 }
 
 /// Whether a broker says that it does not know what is asked about: another may have heard of it already.
@@ -96,6 +98,11 @@ fn is_of_one_broker(error: &Error) -> bool {
         Error::Refused(_) => error.is_retriable() || is_doubtful(error),
         _ => true,
     }
+}
+
+/// Whether a broker has said so.
+fn is_an_answer(error: &Error) -> bool {
+    error.code().is_some() || matches!(error, Error::NoMajority { .. })
 }
 
 impl Client {
@@ -124,7 +131,7 @@ impl Client {
             let all_are_asked = rest.len() == 0;
             let wait = match &last {
                 // One that cannot be reached is not waited for for long, once another has answered.
-                Some(error) if all_are_asked && error.code().is_some() => DOUBT,
+                Some(error) if all_are_asked && is_an_answer(error) => DOUBT,
                 _ if all_are_asked => Duration::MAX,
                 _ => HEDGE,
             };
@@ -135,7 +142,7 @@ impl Client {
                 }
                 Ok(Some(Ok((_, Err(error))))) if !is_of_one_broker(&error) => return Err(error),
                 // What a broker said tells more than that another one is out of reach.
-                Ok(Some(Ok((_, Err(error))))) if last.is_none() || error.code().is_some() => {
+                Ok(Some(Ok((_, Err(error))))) if last.is_none() || is_an_answer(&error) => {
                     last = Some(error);
                 }
                 Ok(Some(_)) => {}
@@ -170,7 +177,7 @@ impl Client {
             let error = match timeout_at(deadline, asked).await {
                 Ok(Ok(response)) => {
                     if let Response::Cluster(cluster) = &response {
-                        self.learn_brokers(cluster);
+                        self.learn(cluster);
                     }
                     return Ok(response);
                 }
@@ -188,52 +195,51 @@ impl Client {
     }
 
     /// Asks for a change, of a broker that answers: again only where it was certainly not carried out, or where twice
-    /// is as good as once.
+    /// is as good as once. Where a majority is needed and none is there, it is waited for, and nothing is asked for.
     pub(crate) async fn change(&self, request: Request, payload: Bytes) -> Result<Response, Error> {
         let after = self.request_timeout();
-        let start = Instant::now();
-        let deadline = start + after;
-        let unanswered = Error::NoAnswer { request: name(&request), after };
+        let deadline = Instant::now() + after;
+        let unanswered = || Error::NoAnswer { request: name(&request), after };
         let mut backoff = Backoff::default();
         let mut hint: Option<String> = None;
+        let mut last = None;
+        // That an attempt changed nothing is no news where an earlier one may have.
+        let mut unconfirmed = None;
         loop {
-            let mut addresses = self.addresses();
             let hinted = hint.take();
-            if let Some(first) = &hinted {
-                addresses.retain(|address| address != first);
-                addresses.insert(0, first.clone());
-            }
-            let error = match timeout_at(deadline, self.reach(addresses)).await {
-                Err(_) => return Err(unanswered),
+            let reached = self.reach(self.addresses_from(hinted.as_ref()), needs_majority(&request));
+            let error = match timeout_at(deadline, reached).await {
                 // Not sent: safe to try again.
                 Ok(Err(error)) => error,
+                Err(_) => {
+                    let error = last.unwrap_or_else(unanswered);
+                    return Err(unconfirmed.unwrap_or_else(|| self.majority_or(error)));
+                }
                 Ok(Ok((address, connection))) => {
                     let asked = self.asked(&address, &connection, &request, payload.clone());
-                    let Ok(answer) = timeout_at(deadline, asked).await else { return Err(unanswered) };
-                    match answer {
+                    match timeout_at(deadline, asked).await.unwrap_or_else(|_| Err(unanswered())) {
                         Ok(response) => return Ok(response),
-                        Err(error) if is_refused_for_now(&error) => {
-                            if let Error::Refused(refusal) = &error {
-                                hint = refusal.leader.and_then(|leader| self.metadata().broker(leader));
+                        Err(Error::Refused(refusal)) if is_refused_for_now(refusal.code) => {
+                            hint = refusal.leader.and_then(|leader| self.metadata().broker(leader));
+                            Error::Refused(refusal)
+                        }
+                        Err(error @ Error::Refused(_)) if !error.is_retriable() => return Err(error),
+                        Err(error) => {
+                            let error = self.unconfirmed(error);
+                            if !is_repeatable(&request) {
+                                return Err(error);
                             }
-                            error
+                            unconfirmed.insert(error).clone()
                         }
-                        Err(error) if is_repeatable(&request) && error.is_retriable() => error,
-                        // The connection proved dead behind the request's back.
-                        Err(Error::Transport(error))
-                            if matches!(*error, bus_transport::Error::LocallyClosed) =>
-                        {
-                            return Err(Error::NoAnswer { request: name(&request), after: start.elapsed() });
-                        }
-                        Err(error) => return Err(error),
                     }
                 }
             };
             tracing::debug!(request = name(&request), %error, "it is asked again");
             let wake = Instant::now() + backoff.next();
             if !error.is_retriable() || wake >= deadline {
-                return Err(error);
+                return Err(unconfirmed.unwrap_or_else(|| self.majority_or(error)));
             }
+            last = Some(error);
             // The first hint is followed at once.
             if hint.is_none() || hinted.is_some() {
                 sleep_until(wake).await;
@@ -241,19 +247,41 @@ impl Client {
         }
     }
 
-    /// A broker that answers now, and the connection to it.
-    async fn reach(&self, addresses: Vec<String>) -> Result<(String, Connection), Error> {
-        let (address, connection, response) = self
-            .first(addresses, |client, address| async move {
-                let connection = client.pool().get(&address).await?;
-                let response = exchange(&connection, &Request::Cluster, Bytes::new()).await?;
-                Ok((address, connection, response))
-            })
-            .await?;
-        if let Response::Cluster(cluster) = response {
-            self.learn_brokers(&cluster);
+    /// The error of a change that was asked for, and of which nobody says what came of it. What a broker says is kept
+    /// as it is.
+    fn unconfirmed(&self, error: Error) -> Error {
+        match error {
+            Error::NoAnswer { .. } | Error::Transport(_) => {
+                Error::Unconfirmed { why: self.majority_or(error).to_string() }
+            }
+            error => error,
         }
-        Ok((address, connection))
+    }
+
+    /// As [`Client::addresses`], but the one that was hinted at first.
+    fn addresses_from(&self, hinted: Option<&String>) -> Vec<String> {
+        let mut addresses = self.addresses();
+        if let Some(first) = hinted {
+            addresses.retain(|address| address != first);
+            addresses.insert(0, first.clone());
+        }
+        addresses
+    }
+
+    /// A broker that answers now, and knows of a majority if one is needed; and the connection to it.
+    async fn reach(&self, addresses: Vec<String>, majority: bool) -> Result<(String, Connection), Error> {
+        self.first(addresses, move |client, address| async move {
+            let connection = client.pool().get(&address).await?;
+            if let Response::Cluster(cluster) = exchange(&connection, &Request::Cluster, Bytes::new()).await?
+            {
+                client.learn(&cluster);
+                if let Some(missing) = NoMajority::of(&cluster).filter(|_| majority) {
+                    return Err(Error::NoMajority { missing, last: "nothing was changed".to_owned() });
+                }
+            }
+            Ok((address, connection))
+        })
+        .await
     }
 
     /// Asks one broker, and looks meanwhile whether it is there still; where it is not, the answer is an error.
@@ -267,7 +295,9 @@ impl Client {
         let checks = async {
             loop {
                 sleep(CHECK).await;
-                self.pool().check(address).await;
+                if let Some(cluster) = self.pool().check(address).await {
+                    self.learn(&cluster);
+                }
             }
         };
         tokio::select! {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use bus_protocol::batch::RecordBatch;
 use bus_protocol::produce::Acks;
 use bus_protocol::request::{Request, Response};
-use bus_protocol::{PartitionId, TopicName, WireError};
+use bus_protocol::{ErrorCode, PartitionId, TopicName, WireError};
 use bytes::Bytes;
 
 use super::request;
@@ -21,8 +21,9 @@ pub(super) async fn answer(
 ) -> Result<(Response, Bytes), WireError> {
     let response = match request {
         Request::AwaitMetadata { index } => {
-            node.await_metadata(index).await?;
             // Whoever asks has gone on by then.
+            let late = |_| WireError::new(ErrorCode::TimedOut, "this broker does not run the change yet");
+            tokio::time::timeout(SETTLE, node.await_metadata(index)).await.map_err(late)??;
             tokio::time::timeout(SETTLE, node.modules.complete()).await.ok();
             Response::Done
         }

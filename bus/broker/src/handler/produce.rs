@@ -16,12 +16,16 @@ use bus_protocol::{ErrorCode, PartitionId, WireError, limits};
 use bus_replica::{Lane, Partition, Ticket};
 use bus_transport::{RecvStream, SendStream};
 use tokio::sync::{Semaphore, mpsc};
+use tokio::time::timeout;
 
 use crate::ingest::{ingest, too_large};
 use crate::node::Node;
 use crate::refusal::Refusal as _;
 use crate::server::room_for_frame;
 use crate::topics::Topic;
+
+/// How long a batch may take to arrive, once it has begun to.
+const ARRIVES_WITHIN: Duration = Duration::from_secs(limits::REQUEST_SECONDS);
 
 /// A batch on its way: refused already, or ordered.
 struct Underway {
@@ -76,7 +80,11 @@ async fn read_batches(
 ) -> Result<(), bus_transport::Error> {
     while let Some(room) = room_for_frame(room, &mut recv).await? {
         let limit = topic.config.load().max_message_bytes as usize;
-        let frame = recv.read_frame_within::<()>(limit).await;
+        // One that never comes to its end must not keep the room that it has for ever.
+        let Ok(frame) = timeout(ARRIVES_WITHIN, recv.read_frame_within::<()>(limit)).await else {
+            recv.stop(ErrorCode::TimedOut as u32);
+            return Ok(());
+        };
         let since = node.clock.monotonic();
         let (ticket, records, bytes) = match frame {
             Ok(Some(((), payload))) => {

@@ -31,18 +31,18 @@ use crate::{connection, units};
 /// Measure throughput and latency, beside what the machine can do
 #[derive(Clone, Debug, Args)]
 #[command(after_help = "Examples:
-  bus bench produce                                   # full load, 1 KiB records
+  bus bench produce               # full load, 1 KiB records
   bus bench produce --size 100 --seconds 5
-  bus bench produce --rate 50000                      # latency at partial load
-  bus bench produce --one-at-a-time                   # latency of a single record's acknowledgement
+  bus bench produce --rate 50000  # latency at partial load
+  bus bench produce --one-at-a-time  # latency of a single record
   bus bench consume -o json
   bus bench end-to-end --rate 10000
   bus bench function --module identity.wasm --size 100
-  bus bench produce --broker-pid \"$(pidof bus)\"       # count the brokers' CPU and memory too
-  bus bench produce --replicas 3                      # in a cluster: min.insync.replicas is 2 then
+  bus bench produce --broker-pid \"$(pidof bus)\"  # the brokers' CPU, too
+  bus bench produce --replicas 3  # in a cluster: min.insync.replicas is 2 then
 
-Limits: one raw QUIC stream to the same broker, and sequential writes with fdatasync in --disk-dir (name a folder on the broker's
-disk). ratio: of the lesser of both for produce, of QUIC for consume. With R replicas each byte crosses the wire, and reaches a
+Limits: one raw QUIC stream to the same broker, and sequential writes with fdatasync in --disk-dir (name a folder on the broker's \
+disk). ratio: of the lesser of both for produce, of QUIC for consume. With R replicas each byte crosses the wire, and reaches a \
 disk, R times, so the limit for what comes in is an R-th of that. MB are 1,000,000 bytes of values.")]
 pub(crate) struct Bench {
     /// What to measure

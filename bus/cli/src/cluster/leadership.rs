@@ -7,10 +7,11 @@ use bus_client::Client;
 use bus_protocol::NodeId;
 use bus_protocol::request::{ClusterInfo, TopicInfo};
 use clap::Args;
+use serde_json::json;
 
 use super::wait::{Left, Wait};
-use crate::failure::message;
 use crate::interrupt::Interrupt;
+use crate::output::Format;
 
 /// Leaders move at once, some hundreds a second: where none does for so long, none will.
 const STUCK: Duration = Duration::from_secs(30);
@@ -18,9 +19,9 @@ const STUCK: Duration = Duration::from_secs(30);
 /// Have a broker lead nothing, and give it no new replicas
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
-  bus cluster drain 2            # then stop it, service its machine, start it again, and:
+  bus cluster drain 2  # then stop it, service its machine, start it again, and:
   bus cluster add-back 2
-  bus cluster drain 3 && bus cluster rebalance      # for good: its replicas move to the others
+  bus cluster drain 3 && bus cluster rebalance  # for good: its replicas move
 
 Ends when the broker leads nothing that another in-sync replica could lead. It goes on holding the replicas that it has.")]
 pub(crate) struct Drain {
@@ -45,16 +46,20 @@ pub(crate) struct AddBack {
     no_wait: bool,
 }
 
-pub(super) async fn drain(client: &Client, args: &Drain, interrupt: &Interrupt) -> anyhow::Result<()> {
+pub(super) async fn drain(
+    client: &Client,
+    args: &Drain,
+    format: Format,
+    interrupt: &Interrupt,
+) -> anyhow::Result<()> {
     let node = args.node;
     let (cluster, topics) = set(client, node, true, interrupt).await?;
+    let done = |leads: usize| json!({"node": node, "done": "drained", "leads": leads});
+    let Leads { others_could: of, nobody_else_could: mut kept } = leads(&cluster, &topics, node);
     if args.no_wait {
-        message(&format!("node {node} is drained: its leaders move away"));
-        return Ok(());
+        return format.done(&format!("node {node} is drained: its leaders move away"), done(of + kept));
     }
-    let of = leads(&cluster, &topics, node).others_could;
     let wait = Wait { interrupt, done: "led by others", of, stuck: Some(STUCK) };
-    let mut kept = 0;
     wait.until_done(async || {
         let (cluster, topics) = look(client).await?;
         let leads = leads(&cluster, &topics, node);
@@ -62,23 +67,31 @@ pub(super) async fn drain(client: &Client, args: &Drain, interrupt: &Interrupt) 
         Ok(Left { partitions: leads.others_could, ..Left::default() })
     })
     .await?;
-    message(&match kept {
+    let text = match kept {
         0 => format!("node {node} is drained: it leads nothing"),
         _ => format!(
-            "node {node} is drained, but leads {kept} partitions still: no other broker that is up and not drained has them \
-             in sync; see `bus cluster rebalance`"
+            "node {node} is drained, but leads {kept} partition{} still: no other broker that is up and not drained has \
+             {} in sync; see `bus cluster rebalance`",
+            if kept == 1 { "" } else { "s" },
+            if kept == 1 { "it" } else { "them" },
         ),
-    });
-    Ok(())
+    };
+    format.done(&text, done(kept))
 }
 
-pub(super) async fn add_back(client: &Client, args: &AddBack, interrupt: &Interrupt) -> anyhow::Result<()> {
+pub(super) async fn add_back(
+    client: &Client,
+    args: &AddBack,
+    format: Format,
+    interrupt: &Interrupt,
+) -> anyhow::Result<()> {
     let node = args.node;
     let (cluster, topics) = set(client, node, false, interrupt).await?;
-    let fenced = cluster.brokers.iter().any(|broker| broker.node == node && broker.fenced);
-    if fenced {
-        message(&format!("node {node} is added back; it is silent, and leads again when it is up"));
-        return Ok(());
+    let down = cluster.brokers.iter().any(|broker| broker.node == node && broker.fenced);
+    let done = json!({"node": node, "done": "added back", "down": down});
+    if down {
+        let text = format!("node {node} is added back; it is silent, and leads again when it is up");
+        return format.done(&text, done);
     }
     if !args.no_wait {
         let wait = Wait { interrupt, done: "led by it", of: owed(&topics, node), stuck: Some(STUCK) };
@@ -88,8 +101,7 @@ pub(super) async fn add_back(client: &Client, args: &AddBack, interrupt: &Interr
         })
         .await?;
     }
-    message(&format!("node {node} is added back"));
-    Ok(())
+    format.done(&format!("node {node} is added back"), done)
 }
 
 /// Tells the cluster, and answers how it then stands.

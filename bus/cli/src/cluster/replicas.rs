@@ -7,11 +7,13 @@ use bus_client::{Client, Moves};
 use bus_protocol::request::{ClusterInfo, TopicInfo};
 use bus_protocol::{NodeId, PartitionId, TopicName};
 use clap::Args;
+use serde_json::json;
 
 use super::status::named;
 use super::wait::{Left, Wait};
 use crate::failure::{message, usage};
 use crate::interrupt::Interrupt;
+use crate::output::Format;
 use crate::{output, units};
 
 /// Topics whose leaders are asked how far the new replicas are.
@@ -21,11 +23,11 @@ const ASKED: usize = 16;
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   bus cluster reassign orders --replicas 1,2,3
-  bus cluster reassign orders --replicas 4,2,3 --partition 7     # node 4 is its preferred leader
+  bus cluster reassign orders --replicas 4,2,3 --partition 7  # node 4 leads it
   bus cluster reassign orders --replicas 1,2,3 --throttle 50MiB --no-wait
 
-Without --partition all partitions get these replicas, and the preferred leader goes round: partition i's is the i-th of the
-list. With it, the first of the list is. Records move in the background, and the old replicas go when the new ones are in
+Without --partition all partitions get these replicas, and the preferred leader goes round: partition i's is the i-th of the \
+list. With it, the first of the list is. Records move in the background, and the old replicas go when the new ones are in \
 sync. Ends when they are. Refused where one of the brokers is down. The same again with the old replicas calls it off.")]
 pub(crate) struct Reassign {
     /// The topic
@@ -43,11 +45,11 @@ pub(crate) struct Reassign {
 /// Spread replicas and leaders evenly over the brokers that are up and not drained
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
-  bus cluster rebalance                        # a broker that was added gets its share
+  bus cluster rebalance  # a broker that was added gets its share
   bus cluster rebalance --throttle 50MiB
-  bus cluster drain 3 && bus cluster rebalance # broker 3 gives its replicas away
+  bus cluster drain 3 && bus cluster rebalance  # broker 3 gives all away
 
-Moves as few replicas as that takes, and spreads over racks first. Partitions that are being reassigned, and those whose move
+Moves as few replicas as that takes, and spreads over racks first. Partitions that are being reassigned, and those whose move \
 would wait for a broker that is down, stay as they are. Records move in the background. Ends when all is done.")]
 pub(crate) struct Rebalance {
     #[command(flatten)]
@@ -64,7 +66,12 @@ struct How {
     no_wait: bool,
 }
 
-pub(super) async fn reassign(client: &Client, args: Reassign, interrupt: &Interrupt) -> anyhow::Result<()> {
+pub(super) async fn reassign(
+    client: &Client,
+    args: Reassign,
+    format: Format,
+    interrupt: &Interrupt,
+) -> anyhow::Result<()> {
     let Reassign { topic, replicas, partition: only, how } = args;
     let mut named = BTreeSet::new();
     if let Some(twice) = replicas.iter().find(|node| !named.insert(**node)) {
@@ -77,13 +84,15 @@ pub(super) async fn reassign(client: &Client, args: Reassign, interrupt: &Interr
         Ok(client.admin().reassign(&topic, assignments, how.throttle).await?)
     };
     let moving = interrupt.or(asked).await.with_context(|| format!("cannot reassign topic {topic}"))?;
-    let what = format!("{topic} on nodes {}", output::list(&replicas));
-    settle(client, moving.partitions, &how, interrupt, Some(&topic), &what).await
+    let left = settle(client, moving.partitions, &how, interrupt, Some(&topic)).await?;
+    let done = json!({"topic": topic, "done": "reassigned", "replicas": replicas, "partitions": left.of, "moving": left.moving});
+    format.done(&left.sentence(&format!("{topic} on nodes {}", output::list(&replicas))), done)
 }
 
 pub(super) async fn rebalance(
     client: &Client,
     args: &Rebalance,
+    format: Format,
     interrupt: &Interrupt,
 ) -> anyhow::Result<()> {
     let asked = async { Ok(client.admin().rebalance(args.how.throttle).await?) };
@@ -97,7 +106,9 @@ pub(super) async fn rebalance(
             message(&format!("left as they are: {} partitions, {why}", units::show_count(count.into())));
         }
     }
-    settle(client, partitions, &args.how, interrupt, None, "the cluster").await
+    let left = settle(client, partitions, &args.how, interrupt, None).await?;
+    let done = json!({"done": "rebalanced", "partitions": left.of, "moving": left.moving, "under_way": under_way, "silent": silent});
+    format.done(&left.sentence("the cluster"), done)
 }
 
 /// The list for each partition: as it is for those that are named, else turned by one from partition to partition, so
@@ -118,6 +129,27 @@ fn assignments(
     (0..).zip((0..partitions).map(turned)).collect()
 }
 
+/// What has come of a move.
+struct Settled {
+    /// Partitions that were to move.
+    of: usize,
+    /// Those that were not waited for.
+    moving: usize,
+}
+
+impl Settled {
+    fn sentence(&self, what: &str) -> String {
+        match self {
+            Self { of: 0, .. } => format!("{what}: no replica had to move"),
+            Self { moving: 1.., .. } => {
+                format!("{what}: the replicas move now, `bus cluster status` shows how far they are")
+            }
+            Self { of: 1, .. } => format!("{what}: 1 partition has moved"),
+            Self { of, .. } => format!("{what}: {} partitions have moved", units::show_count(*of as u64)),
+        }
+    }
+}
+
 /// Waits, unless told not to, until all replicas are where they belong: of the topic, or of all.
 async fn settle(
     client: &Client,
@@ -125,21 +157,14 @@ async fn settle(
     how: &How,
     interrupt: &Interrupt,
     topic: Option<&TopicName>,
-    what: &str,
-) -> anyhow::Result<()> {
+) -> anyhow::Result<Settled> {
     if how.no_wait {
-        message(&format!("{what}: the replicas move now, `bus cluster status` shows how far they are"));
-        return Ok(());
+        return Ok(Settled { of: moving as usize, moving: moving as usize });
     }
     let of = interrupt.or(left(client, topic)).await?.partitions.max(moving as usize);
     let wait = Wait { interrupt, done: "moved", of, stuck: None };
     wait.until_done(async || left(client, topic).await).await?;
-    message(&match of {
-        0 => format!("{what}: no replica had to move"),
-        1 => format!("{what}: 1 partition has moved"),
-        _ => format!("{what}: {} partitions have moved", units::show_count(of as u64)),
-    });
-    Ok(())
+    Ok(Settled { of, moving: 0 })
 }
 
 async fn left(client: &Client, topic: Option<&TopicName>) -> anyhow::Result<Left> {

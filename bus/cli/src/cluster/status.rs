@@ -1,15 +1,13 @@
 //! `bus cluster status`.
 
-use std::time::Duration;
-
-use bus_client::Client;
+use bus_client::{Client, NoMajority};
 use bus_protocol::request::{BrokerInfo, ClusterInfo, PartitionState, Quorum, TopicInfo};
 use bus_protocol::{NodeId, PartitionId};
 use serde::Serialize;
 
 use crate::failure::message;
 use crate::output::{self, Format};
-use crate::units::{show_count, show_duration, show_rate};
+use crate::units::{show_count, show_rate};
 
 /// Partitions that the table shows; their number is said in any case.
 const SHOWN: usize = 50;
@@ -223,25 +221,8 @@ fn state(broker: &BrokerInfo, quorum: &Quorum) -> &'static str {
 
 /// What the broker that was asked says of the majority, where it knows of none.
 fn warning(cluster: &ClusterInfo) -> Option<String> {
-    let ClusterInfo { node, quorum, brokers, .. } = cluster;
-    if quorum.held {
-        return None;
-    }
-    let voters = brokers.iter().filter(|broker| broker.voter).count();
-    let since = match quorum.ago_ms {
-        Some(ago) => format!("for {}", show_duration(Duration::from_millis(ago))),
-        None => "since it started".to_owned(),
-    };
-    let silent: Vec<_> = quorum.silent.iter().map(|silent| named(*silent, brokers)).collect();
-    let silent = match &silent[..] {
-        [] => String::new(),
-        [one] => format!("; voter {one} does not answer it: start it"),
-        several => format!("; voters {} do not answer it: start them", several.join(", ")),
-    };
-    Some(format!(
-        "no majority: node {node} has heard of no controller with most of the {voters} voters behind it {since}{silent}; \
-         what it shows may be old, and nothing can be changed until then"
-    ))
+    let missing = NoMajority::of(cluster)?;
+    Some(format!("{missing}; what it shows may be old, and nothing can be changed until then"))
 }
 
 /// A node and where it is.

@@ -20,9 +20,9 @@ use self::format::Template;
 /// Read records: values, a line each
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
-  bus consume orders                                       # all there is, then what comes
-  bus consume orders --from end                            # what comes
-  bus consume orders --from start --until end > orders.txt # all there is, and stop
+  bus consume orders             # all there is, then what comes
+  bus consume orders --from end  # what comes
+  bus consume orders --from start --until end > orders.txt  # all, and stop
   bus consume orders --from 2013-01-01T10:00:00Z -n 10
   bus consume orders --partition 0 --from 1500 -o json
   bus consume orders payments --format '%t %p %o %T %k=%v\\n'

@@ -18,9 +18,10 @@ use crate::{connection, output, pairs, units};
 #[command(after_help = "Examples:
   bus function deploy redact redact.wasm --transform orders
   bus function deploy validate validate.wasm --transform orders --config max=100
-  bus function deploy route route.wasm --consume orders,returns --output big --output small --memory 32MiB --timeout 500ms
+  bus function deploy route route.wasm --consume orders,returns --output big
+  bus function deploy route route.wasm --consume orders --memory 32MiB
 
-Prints name and version once every broker that must run it can. The same name again: the next version takes over where the
+Prints name and version once every broker that must run it can. The same name again: the next version takes over where the \
 last stopped.")]
 #[command(group(clap::ArgGroup::new("attachment").required(true).args(["transform", "consume"])))]
 pub(crate) struct Deploy {

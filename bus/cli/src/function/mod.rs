@@ -6,17 +6,18 @@ mod project;
 mod sdk;
 mod trial;
 
+use anyhow::Context as _;
 use clap::Subcommand;
+use serde_json::json;
 
 use crate::args::Global;
 use crate::connection;
-use crate::failure::message;
 
 /// Write, deploy and watch functions: WebAssembly components inside the brokers
 #[derive(Debug, Subcommand)]
 #[command(after_help = "Examples:
-  bus function new redact                                  # a project that builds at once
-  bus function test redact.wasm < records.jsonl            # runs it here, no broker
+  bus function new redact                        # a project that builds at once
+  bus function test redact.wasm < records.jsonl  # runs it here, no broker
   bus function deploy redact redact.wasm --transform orders
   bus function deploy route route.wasm --consume orders --output big small
   bus function list
@@ -57,9 +58,10 @@ pub(crate) async fn run(global: &Global, verb: Function) -> anyhow::Result<()> {
         Function::Describe { name } => inspect::describe(global, name).await,
         Function::Logs(args) => inspect::logs(global, args).await,
         Function::Delete { name } => {
-            connection::connect(global).await?.admin().delete_function(&name).await?;
-            message(&format!("function {name} is deleted"));
-            Ok(())
+            let deleted = connection::connect(global).await?.admin().delete_function(&name).await;
+            deleted.with_context(|| format!("cannot delete function {name}"))?;
+            let object = json!({"name": name, "done": "deleted"});
+            global.format.done(&format!("function {name} is deleted"), object)
         }
     }
 }

@@ -19,9 +19,9 @@ use crate::{output, pairs};
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   echo '{\"key\":\"42\",\"value\":\"hello\"}' | bus function test redact.wasm
-  bus consume orders --until end -o json | bus function test redact.wasm --config max=100 > out.jsonl
+  bus consume orders --until end -o json | bus function test redact.wasm
 
-Reads records as `bus produce --json` does, and writes what a transform lets through, or a consumer emits. The function's log goes to
+Reads records as `bus produce --json` does, and writes what a transform lets through, or a consumer emits. The function's log goes to \
 stderr. Exit code 1 where a record is refused, or the function fails.")]
 pub(crate) struct Test {
     /// The component

@@ -36,10 +36,10 @@ use self::tally::{Chunk, Tally};
   bus produce orders < orders.txt
   bus produce orders jan.txt feb.txt --compression zstd
   echo '42:paid' | bus produce orders --key-separator :
-  echo '{\"key\":\"42\",\"value\":\"paid\",\"headers\":{\"by\":\"card\"}}' | bus produce orders --json
-  bus produce orders jan.txt -o json     # {\"partition\":0,\"offset\":17} for each acknowledged record, in order
+  echo '{\"key\":\"42\",\"value\":\"paid\"}' | bus produce orders --json
+  bus produce orders jan.txt -o json  # {\"partition\":0,\"offset\":17} a record
 
-A broker that is lost on the way is waited for, or another takes over: with --acks all each line is stored once, and
+A broker that is lost on the way is waited for, or another takes over: with --acks all each line is stored once, and \
 in its partition's order.
 Ends when all is acknowledged. Exit code 1 where a record is not, with how many and why.")]
 pub(crate) struct Produce {

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use bus_protocol::NodeId;
 
 use super::MetadataImage;
-use crate::{Rejected, limits};
+use crate::{Broker, Rejected, limits};
 
 /// Places partitions one after the other, each where the fewest are.
 ///
@@ -22,6 +22,9 @@ use crate::{Rejected, limits};
 #[derive(Clone)]
 pub(crate) struct Placement {
     candidates: Vec<Candidate>,
+    /// The brokers that are up and take no replicas; and those that are not up.
+    drained: Vec<NodeId>,
+    down: Vec<NodeId>,
 }
 
 #[derive(Clone)]
@@ -56,7 +59,14 @@ impl Placement {
                 Candidate { node: broker.node, rack, replicas, preferred }
             })
             .collect();
-        Self { candidates }
+        let others = |is: fn(&Broker) -> bool| {
+            image.brokers().filter(|broker| is(broker)).map(|broker| broker.node).collect()
+        };
+        Self {
+            candidates,
+            drained: others(|broker| !broker.fenced && broker.drained),
+            down: others(|broker| broker.fenced),
+        }
     }
 
     /// The replicas of the next partition, the preferred leader first.
@@ -67,7 +77,8 @@ impl Placement {
             return Err(Rejected::Invalid { what: format!("a number of {replicas} replicas"), why });
         }
         if replicas > brokers {
-            return Err(Rejected::TooFewBrokers { replicas, brokers });
+            let (drained, down) = (self.drained.clone(), self.down.clone());
+            return Err(Rejected::TooFewBrokers { replicas, brokers, drained, down });
         }
         let mut chosen: Vec<usize> = Vec::with_capacity(replicas as usize);
         for _ in 0..replicas {
@@ -113,7 +124,8 @@ mod tests {
     fn every_order_of_topics_is_spread_evenly() {
         for brokers in 1..=6u32 {
             let broker = |node| Candidate { node, rack: 0, replicas: 0, preferred: 0 };
-            let empty = Placement { candidates: (1..=u64::from(brokers)).map(broker).collect() };
+            let candidates = (1..=u64::from(brokers)).map(broker).collect();
+            let empty = Placement { candidates, drained: Vec::new(), down: Vec::new() };
             let mut seen = BTreeSet::from([empty.state()]);
             let mut open = vec![empty];
             while let Some(placement) = open.pop() {

@@ -32,8 +32,17 @@ fn refusals_say_what_to_do() {
     let sentence = |image: &mut MetadataImage, command| apply(image, command).unwrap_err().to_string();
     assert_eq!(
         sentence(&mut image, create(topic(1), 1, 3)),
-        "3 replicas need 3 brokers, and 1 can take one: ask for fewer, or start more brokers"
+        "3 replicas need 3 brokers, and 1 can take one: ask for fewer, or see to it that more can"
     );
+    let mut some = cluster(4);
+    let epoch = some.broker(4).unwrap().epoch;
+    apply(&mut some, Command::FenceBroker { node: 4, epoch }).unwrap();
+    for node in [2, 3] {
+        apply(&mut some, Command::DrainBroker { node, drained: true }).unwrap();
+    }
+    assert!(sentence(&mut some, create(topic(1), 1, 2)).contains(
+        "1 can take one; brokers 2, 3 are drained (see `bus cluster add-back`); broker 4 is down: ask for fewer"
+    ));
     assert_eq!(sentence(&mut image, create(topic(1), 0, 1)), "0 partitions are out of range: 1 to 10000");
     let mut misspelt = create(topic(1), 1, 1);
     if let Command::CreateTopic(wanted) = &mut misspelt {
@@ -50,7 +59,7 @@ fn refusals_say_what_to_do() {
     assert!(sentence(&mut image, strict).contains("no record could be stored"));
     assert_eq!(
         sentence(&mut image, function(1, 1, false)),
-        "topic topic-1 does not exist: create it with `bus topic create topic-1`"
+        "topic topic-1 does not exist: `bus topic list` shows those that do"
     );
     apply(&mut image, create(topic(1), 2, 1)).unwrap();
     assert!(sentence(&mut image, create(topic(1), 1, 1)).contains("exists already"));

@@ -3,21 +3,28 @@
 mod functions;
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use bus_protocol::request::{
     ClusterInfo, CreateTopic, Moves, PartitionInfo, Position, Request, Response, TopicInfo,
 };
 use bus_protocol::{FunctionSpec, NodeId, Offset, PartitionId, TopicName};
 use bytes::Bytes;
+use tokio::task::JoinSet;
+use tokio::time::timeout;
 
 pub use functions::FunctionLog;
 
 use crate::{Client, Error};
 
+/// How long a leader may take to say what it holds. A new one is there sooner.
+const LEADERS: Duration = Duration::from_secs(3);
+
 /// The cluster's administration. Each method is one request (or one to each leader, or each broker) under the client's
 /// request timeout, to any broker that answers. What a broker refuses for the moment (it is stopping, it is busy, it has
 /// just lost the leadership) is asked of another. Reads are also asked again when a broker is lost; changes are not,
-/// since whether a lost one was carried out is not known, unless twice is as good as once.
+/// since whether a lost one was carried out is not known ([`Error::Unconfirmed`]), unless twice is as good as once. A change
+/// that needs a majority is not asked for while there is none: where none comes, it was not made ([`Error::NoMajority`]).
 #[derive(Clone, Debug)]
 pub struct Admin {
     client: Client,
@@ -84,17 +91,35 @@ impl Admin {
         Ok(())
     }
 
-    /// What each partition of a topic holds, by number, asked of every leader. Partitions without a leader are
-    /// not in the answer.
+    /// What each partition of a topic holds, by number, asked of every leader. Partitions that nobody leads, or whose
+    /// leader does not answer within 3 s and is not replaced, are not in the answer.
     pub async fn describe_partitions(&self, topic: &TopicName) -> Result<Vec<PartitionInfo>, Error> {
         let info = self.client.refresh(topic).await?;
-        let all: Vec<_> = (0..).zip(&info.partitions).map(|(partition, _)| partition).collect();
-        let request = |_| Request::DescribePartitions { topic: topic.clone() };
+        let mut led: BTreeMap<NodeId, Vec<PartitionId>> = BTreeMap::new();
+        for (partition, state) in (0..).zip(&info.partitions) {
+            state.leader.into_iter().for_each(|leader| led.entry(leader).or_default().push(partition));
+        }
+        let mut asked = JoinSet::new();
+        for part in led.into_values() {
+            let (client, topic) = (self.client.clone(), topic.clone());
+            asked.spawn(async move {
+                let request = |_| Request::DescribePartitions { topic: topic.clone() };
+                timeout(LEADERS, client.read_from_leaders(&topic, &part, true, request)).await
+            });
+        }
         let mut partitions = Vec::new();
-        for response in self.client.read_from_leaders(topic, &all, true, request).await? {
-            match response {
-                Response::Partitions(theirs) => partitions.extend(theirs),
-                other => return Err(unexpected(&other)),
+        while let Some(answers) = asked.join_next().await {
+            let answers = match answers.map_err(|error| Error::Protocol(error.to_string()))? {
+                Ok(Err(error)) if !error.is_retriable() => return Err(error),
+                Ok(Ok(answers)) => answers,
+                // The others' logs are worth showing all the same.
+                Ok(Err(_)) | Err(_) => continue,
+            };
+            for answer in answers {
+                match answer {
+                    Response::Partitions(theirs) => partitions.extend(theirs),
+                    other => return Err(unexpected(&other)),
+                }
             }
         }
         // Where leadership moved in between, two may have answered: the newer leader's log goes further.

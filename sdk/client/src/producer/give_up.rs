@@ -22,7 +22,8 @@ impl Sender {
     pub(super) fn fail_late(&self, cause: Option<&Error>) {
         let after = self.shared.settings.delivery_timeout;
         let now = Instant::now();
-        let cause = cause.map_or_else(|| "the broker does not answer".to_owned(), ToString::to_string);
+        let silent = Error::NoAnswer { request: "the batch", after };
+        let cause = self.client().majority_or(cause.cloned().unwrap_or(silent)).to_string();
         while self.flight().deadline().is_some_and(|deadline| deadline <= now) {
             let batch = self.flight().fail_front();
             if let Some(batch) = batch {

@@ -59,7 +59,7 @@ impl Sender {
         self.flight.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn client(&self) -> &Client {
+    pub(super) fn client(&self) -> &Client {
         &self.shared.client
     }
 

@@ -124,7 +124,7 @@ impl Fetcher {
             let out_of_reach = reached.elapsed() > GIVE_UP;
             if retry.is_final(&error) && !is_behind(&error) || out_of_reach {
                 // Where nobody reads any more, nobody needs to know.
-                let _ = self.fetched.send(Err(error)).await;
+                let _ = self.fetched.send(Err(self.client.majority_or(error))).await;
                 return;
             }
             let wait = retry.wait(&self.client, &self.topic, self.partition, leader.as_mut(), &error);

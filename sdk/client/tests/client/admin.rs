@@ -1,8 +1,11 @@
 //! Administration of several brokers.
 
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
 use crate::broker::{Broker, TOPIC};
 use crate::soon;
-use bus_client::Position;
+use bus_client::{Error, Position, Record};
 use bus_protocol::request::Request;
 use bus_protocol::{ErrorCode, TopicName};
 
@@ -41,6 +44,49 @@ async fn what_one_broker_refuses_for_now_another_does() {
     // What is refused for good is so by the first that is asked.
     let error = soon(admin.delete_topic(&topic())).await.unwrap_err();
     assert_eq!(error.code(), Some(ErrorCode::InvalidRequest));
+}
+
+#[tokio::test]
+async fn without_a_majority_nothing_is_asked_for_and_that_is_why_things_fail() {
+    let mut brokers = Broker::cluster(3, 2);
+    brokers[0].state.world.elect(1, 2);
+    brokers[0].store(0, &["a", "b"], 0);
+    let client = brokers[0].builder().request_timeout(Duration::from_secs(1)).connect().await.unwrap();
+    let admin = client.admin();
+    assert_eq!(*client.majority().borrow(), None);
+    brokers[1].freeze();
+    brokers[2].freeze();
+    *brokers[0].state.world.silent.lock().unwrap() = vec![2, 3];
+    let error = soon(admin.drain_broker(2, true)).await.unwrap_err();
+    assert!(matches!(&error, Error::NoMajority { missing, .. } if missing.node == 1), "{error}");
+    let said = error.to_string();
+    assert!(said.contains("most of the 3 voters behind it for 5 s; voters 2 at 127.0.0.1:"), "{said}");
+    assert!(said.ends_with("(nothing was changed)"), "{said}");
+    assert!(brokers[0].state.world.changes.lock().unwrap().is_empty());
+    assert_eq!(soon(client.majority().wait_for(Option::is_some)).await.unwrap().clone().unwrap().voters, 3);
+    // What needs none goes on; and whose leader is gone is left out.
+    soon(admin.commit_offsets("g", vec![(topic(), 0, 7)])).await.unwrap();
+    let described = soon(admin.describe_partitions(&topic())).await.unwrap();
+    assert_eq!(described.iter().map(|it| (it.partition, it.log_end)).collect::<Vec<_>>(), [(0, 2)]);
+    let error = soon(admin.list_offsets(&topic(), &[1], Position::End)).await.unwrap_err();
+    assert!(matches!(error, Error::NoMajority { .. }), "{error}");
+    let producer = client.producer().delivery_timeout(Duration::from_secs(1)).build().await.unwrap();
+    let record = Record::to(TOPIC).partition(1).value("v");
+    let error = soon(soon(producer.send(record)).await.unwrap()).await.unwrap_err();
+    assert!(matches!(error, Error::NotSent { .. }) && error.to_string().contains("no majority"), "{error}");
+    brokers[0].state.world.silent.lock().unwrap().clear();
+    soon(admin.drain_broker(2, true)).await.unwrap();
+    assert_eq!(*client.majority().borrow(), None);
+}
+
+#[tokio::test]
+async fn a_change_that_nobody_confirms_may_still_be_made() {
+    let brokers = Broker::cluster(2, 1);
+    let client = brokers[0].builder().request_timeout(Duration::from_millis(600)).connect().await.unwrap();
+    // Where it is asked for again, and that changes nothing, the first attempt may still.
+    brokers[0].state.world.loses_the_next.store(true, Ordering::Relaxed);
+    let error = soon(client.admin().drain_broker(2, true)).await.unwrap_err();
+    assert_eq!(error.to_string(), "it may still be");
 }
 
 #[tokio::test]

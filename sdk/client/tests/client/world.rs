@@ -1,6 +1,6 @@
 //! What the brokers of a test agree on, and how they answer requests.
 
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use bus_protocol::batch::{BatchHeader, RecordBatch};
@@ -20,6 +20,10 @@ pub(crate) struct World {
     brokers: Mutex<Vec<BrokerInfo>>,
     partitions: Mutex<Vec<PartitionState>>,
     next_id: AtomicI64,
+    /// The voters that the brokers miss a majority for.
+    pub(crate) silent: Mutex<Vec<NodeId>>,
+    /// The majority is lost with the next drain, which is not confirmed.
+    pub(crate) loses_the_next: AtomicBool,
     /// Requests for topics, of all brokers.
     pub(crate) asked: watch::Sender<u64>,
     /// Changes that were asked for, and by whom they were answered.
@@ -37,6 +41,8 @@ impl World {
             brokers: Mutex::default(),
             partitions: Mutex::new(vec![led_by(Some(1), 0); partitions]),
             next_id: AtomicI64::new(1_000),
+            silent: Mutex::default(),
+            loses_the_next: AtomicBool::default(),
             asked: watch::Sender::default(),
             changes: Mutex::default(),
         })
@@ -71,6 +77,11 @@ impl World {
         self.partitions.lock().unwrap().push(led_by(Some(leader), 0));
     }
 
+    fn quorum(&self) -> Quorum {
+        let silent = self.silent.lock().unwrap().clone();
+        Quorum { held: silent.is_empty(), ago_ms: Some(5_000), silent }
+    }
+
     pub(crate) fn answer(&self, broker: &State, request: Request) -> Answer {
         let partitions = broker.heard.lock().unwrap().clone().unwrap_or_else(|| self.partitions());
         match request {
@@ -79,7 +90,7 @@ impl World {
                 node: broker.node,
                 version: "0".into(),
                 controller: Some(1),
-                quorum: Quorum { held: true, ..Quorum::default() },
+                quorum: self.quorum(),
                 throttle: None,
                 brokers: self.brokers.lock().unwrap().clone(),
             })),
@@ -119,6 +130,10 @@ impl World {
             Request::Reassign { .. } | Request::Rebalance { .. } => {
                 self.changes.lock().unwrap().push((broker.node, request));
                 Ok(Response::Reassigning(Moves { partitions: 3, ..Moves::default() }))
+            }
+            Request::DrainBroker { .. } if self.loses_the_next.swap(false, Ordering::Relaxed) => {
+                *self.silent.lock().unwrap() = vec![2];
+                Err(WireError::new(ErrorCode::TimedOut, "it may still be"))
             }
             Request::DrainBroker { .. } | Request::CommitOffsets { .. } => {
                 self.changes.lock().unwrap().push((broker.node, request));

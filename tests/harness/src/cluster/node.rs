@@ -2,10 +2,11 @@
 
 use std::ffi::OsString;
 use std::fs;
-use std::io;
-use std::net::SocketAddr;
+use std::io::{self, Read as _, Write as _};
+use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use anyhow::{Context as _, bail, ensure};
 use bus_protocol::NodeId;
@@ -13,7 +14,7 @@ use bus_protocol::NodeId;
 #[cfg(feature = "in-process")]
 use super::in_process::InProcess;
 use super::ports::Port;
-use crate::process::{Launch, Process};
+use crate::process::{Launch, Process, cpu_time};
 
 /// What nodes are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,7 +79,7 @@ impl Node {
         self.id
     }
 
-    /// Where everybody reaches it: its relay.
+    /// Where everybody reaches it: its relay, where there is one.
     pub fn address(&self) -> String {
         self.address.to_string()
     }
@@ -102,6 +103,12 @@ impl Node {
         }
     }
 
+    /// The CPU time that it has used since its start, in steps of 10 ms. For nodes in processes of their own.
+    pub fn cpu_time(&self) -> anyhow::Result<Duration> {
+        let pid = self.pid().context("it does not run in a process of its own")?;
+        cpu_time(pid).with_context(|| format!("the CPU time of node {}", self.id))
+    }
+
     /// `http://HOST:PORT/metrics`, while it runs.
     pub fn metrics(&self) -> Option<String> {
         match &self.life().as_ref()?.running {
@@ -109,6 +116,18 @@ impl Node {
             #[cfg(feature = "in-process")]
             Running::InProcess(broker) => Some(broker.metrics.clone()),
         }
+    }
+
+    /// What its `/metrics` show under a name, over all labels; 0 where there is no such name.
+    pub fn counted(&self, name: &str) -> anyhow::Result<f64> {
+        let url = self.metrics().context("it serves no metrics")?;
+        let address = url.trim_start_matches("http://").split('/').next().unwrap_or_default();
+        let mut stream = TcpStream::connect(address)?;
+        write!(stream, "GET /metrics HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n")?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        let lines = answer.lines().filter(|line| line.split(['{', ' ']).next() == Some(name));
+        Ok(lines.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum())
     }
 
     /// What it wrote to stderr so far, over all its lives; nothing of a node within this process.

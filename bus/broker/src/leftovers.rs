@@ -1,0 +1,159 @@
+//! What lies in the data folder of a node that has been taken from it while it was down: topics that were deleted, and
+//! replicas that were moved to others.
+//!
+//! A topic's id is its place in the metadata's log, so that one of the same name that was created since has another
+//! folder. What the metadata cannot have known of when it let go of it is never touched: then it is the metadata that has
+//! lost something.
+
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
+use bus_log::{Env, Log, LogConfig};
+use bus_metadata::{MetadataImage, Topic};
+use bus_protocol::{NodeId, PartitionId, TopicId};
+
+use crate::node::Node;
+
+/// Removes it. `image` is of this broker's registration, or later; nothing is open in the folder yet.
+pub(crate) async fn remove(node: &Node, image: Arc<MetadataImage>) {
+    let (topics, env, id) = (node.data.topics(), node.logs.clone(), node.id);
+    if let Err(error) = node.blocking(move || remove_in(&topics, &image, id, &env)).await {
+        tracing::warn!(%error, "what was taken from this node while it was down was not removed");
+    }
+}
+
+fn remove_in(topics: &Path, image: &MetadataImage, node: NodeId, env: &Env) -> io::Result<()> {
+    for entry in std::fs::read_dir(topics)? {
+        let entry = entry?;
+        let (path, name) = (entry.path(), entry.file_name());
+        let id = name.to_str().and_then(|name| name.rsplit_once('@')?.1.parse().ok()).map(TopicId);
+        match id.map(|id| (id, image.topic_by_id(id))) {
+            Some((_, Some(topic))) => remove_replicas(&path, topic, node, env)?,
+            Some((id, None)) if id.0 <= image.index() => {
+                std::fs::remove_dir_all(&path)?;
+                tracing::info!(folder = %path.display(), "a topic was deleted while this node was down: its folder is removed");
+            }
+            _ => {
+                tracing::error!(folder = %path.display(), "the metadata does not know this folder: it stays as it is")
+            }
+        }
+    }
+    Ok(())
+}
+
+fn remove_replicas(folder: &Path, topic: &Topic, node: NodeId, env: &Env) -> io::Result<()> {
+    for entry in std::fs::read_dir(folder)? {
+        let entry = entry?;
+        let Some(number) = entry.file_name().to_str().and_then(|name| name.parse::<PartitionId>().ok())
+        else {
+            continue;
+        };
+        let Some(partition) = topic.partition(number) else {
+            tracing::error!(folder = %entry.path().display(), "the metadata does not know this partition: it stays as it is");
+            continue;
+        };
+        if partition.replicas.contains(&node) {
+            continue;
+        }
+        let path = entry.path();
+        let removed = Log::open(env, &path, LogConfig::from(&topic.config)).and_then(|log| {
+            let newest = log.epochs().last().map(|start| start.epoch);
+            if newest.is_some_and(|newest| newest > partition.leader_epoch) {
+                return Ok(false);
+            }
+            log.delete().map(|()| true)
+        });
+        match removed {
+            Ok(true) => {
+                tracing::info!(topic = %topic.name, partition = number, "a replica was moved away while this node was down: its folder is removed");
+            }
+            Ok(false) => {
+                tracing::error!(folder = %path.display(), "a replica that is not this node's any more is newer than the metadata: it stays as it is");
+            }
+            Err(error) => {
+                tracing::warn!(folder = %path.display(), %error, "a replica that is not this node's any more stays: remove its folder");
+            }
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::path::PathBuf;
+
+    use bus_log::AppendBatch;
+    use bus_log::storage::DiskStorage;
+    use bus_metadata::{Command, DirectoryId, Registration};
+    use bus_protocol::batch::{BatchBuilder, Compression};
+    use bus_protocol::request::CreateTopic;
+    use bus_protocol::{Epoch, SystemClock, TopicName};
+
+    use super::*;
+
+    /// A cluster of nodes 1 and 2, in which topic `t` has one replica of each of two partitions, one on each node.
+    fn image() -> MetadataImage {
+        let mut image = MetadataImage::default();
+        let mut commands = Vec::new();
+        for node in [1, 2] {
+            let (address, directory) = (format!("node-{node}:1"), DirectoryId([node as u8; 16]));
+            let registration = Registration { node, address, rack: None, directory, clean: true };
+            commands.push(Command::RegisterBroker(registration));
+            commands.push(Command::UnfenceBroker { node, epoch: 2 * node - 1 });
+        }
+        commands.push(Command::CreateTopic(CreateTopic {
+            topic: TopicName::new("t").unwrap(),
+            partitions: 2,
+            replicas: 1,
+            config: BTreeMap::new(),
+            if_not_exists: false,
+        }));
+        for (index, command) in (1..).zip(commands) {
+            image.apply(index, command).unwrap();
+        }
+        image
+    }
+
+    /// A log with one batch of that epoch.
+    fn log(env: &Env, folder: PathBuf, epoch: Epoch) -> PathBuf {
+        std::fs::create_dir_all(&folder).unwrap();
+        let mut log = Log::open(env, &folder, LogConfig::from(&Default::default())).unwrap();
+        let mut batch = BatchBuilder::new(Compression::None);
+        batch.push(1_000, None, Some(b"kept"), &[]);
+        log.append_all(vec![AppendBatch::from(batch.build_batch().unwrap())], epoch).unwrap();
+        log.close().unwrap();
+        folder
+    }
+
+    #[test]
+    fn what_was_taken_away_goes_and_what_metadata_cannot_know_stays() {
+        let folder = tempfile::tempdir().unwrap();
+        let env = Env::new(
+            Arc::new(DiskStorage::default()),
+            Arc::new(SystemClock::new()),
+            bus_log::Options::default(),
+        );
+        let image = image();
+        let topic = image.topic(&TopicName::new("t").unwrap()).unwrap();
+        let mine = (0..).zip(&topic.partitions).find(|(_, partition)| partition.replicas == [1]).unwrap().0;
+        let other = 1 - mine;
+        let now = topic.partitions[other as usize].leader_epoch;
+        let at = |topic: &str, number: u32| folder.path().join(topic).join(number.to_string());
+        let running = format!("t@{}", topic.id);
+        let (kept, moved) = (log(&env, at(&running, mine), now), log(&env, at(&running, other), now));
+        let deleted = log(&env, at("t@1", 0), 0);
+        let lost = log(&env, at("t@900", 0), 0);
+        remove_in(folder.path(), &image, 1, &env).unwrap();
+        assert_eq!(
+            (kept.exists(), moved.exists(), deleted.exists(), lost.exists()),
+            (true, false, false, true)
+        );
+
+        // One that was written in an epoch that the metadata has not heard of, and a partition that it has not either.
+        let (newer, unknown) = (log(&env, at(&running, other), now + 1), log(&env, at(&running, 7), 0));
+        remove_in(folder.path(), &image, 1, &env).unwrap();
+        assert!(newer.exists() && unknown.exists());
+    }
+}
