@@ -15,6 +15,7 @@ use bus_transport::{Close, Endpoint, Identity, Listener, TrustStore};
 use futures::StreamExt as _;
 use tokio::sync::{Notify, Semaphore, mpsc, watch};
 
+use crate::awaited::Awaited;
 use crate::blobs::Blobs;
 use crate::data_dir::{DataDir, DataDirError};
 use crate::functions::Functions;
@@ -400,6 +401,7 @@ fn build(
         producer_ids: ProducerIds::default(),
         watermarks: Watermarks::load(data.watermarks()),
         catch_up: Throttle::default(),
+        awaited: Awaited::default(),
         read_ahead: Arc::new(Semaphore::new(limits::PUSHES_READ_AHEAD)),
         cold_reads: Arc::new(Semaphore::new(DISK_READERS)),
         broker_epoch: AtomicU64::new(0),

@@ -15,6 +15,7 @@
 //! leader decides (replica), Raft (metadata), the sandbox (function).
 
 mod authority;
+mod awaited;
 mod blobs;
 mod broker;
 mod data_dir;

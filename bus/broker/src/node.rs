@@ -11,6 +11,7 @@ use bus_protocol::{Clock, ErrorCode, NodeId, PartitionId, TopicId, WireError};
 use bytes::Bytes;
 use tokio::sync::{Notify, Semaphore, watch};
 
+use crate::awaited::Awaited;
 use crate::blobs::Blobs;
 use crate::data_dir::DataDir;
 use crate::functions::Functions;
@@ -48,6 +49,8 @@ pub(crate) struct Node {
     pub(crate) watermarks: Watermarks,
     /// What holds records back that go to replicas which a reassignment adds.
     pub(crate) catch_up: Throttle,
+    /// What tells those who catch up to give way.
+    pub(crate) awaited: Awaited,
     /// A place for each push that is read ahead.
     pub(crate) read_ahead: Arc<Semaphore>,
     /// A turn for each read from the disk: what is written must not wait behind what is read.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use bus_protocol::batch::BatchHeader;
 use bus_protocol::replicate::{FollowerFrame, LeaderFrame, ReplicateOpen};
 use bus_protocol::{Epoch, NodeId, PartitionId, TopicId, WireError, limits};
 use bus_replica::{FollowError, Following, Partition, Role};
@@ -146,7 +147,7 @@ impl Follower {
         match self.begin().await {
             Ok((following, send, recv)) => {
                 tokio::select! {
-                    ended = take(&following, recv) => ended,
+                    ended = take(&self.node, &following, recv) => ended,
                     ended = tell(&following, send) => ended,
                     why = following.failed() => Ended::Failed(why),
                 }
@@ -186,11 +187,14 @@ impl Follower {
 }
 
 /// Takes what the leader sends.
-async fn take(following: &Following, mut recv: RecvStream) -> Ended {
+async fn take(node: &Node, following: &Following, mut recv: RecvStream) -> Ended {
     loop {
         match recv.read_frame_within::<LeaderFrame>(limits::MAX_MESSAGE_BYTES).await {
             Ok(Some((LeaderFrame::Refused(refused), _))) => return Ended::Refused(refused),
             Ok(Some((frame, payload))) => {
+                if is_awaited(&frame, &payload) {
+                    node.awaited.served(node.clock.monotonic());
+                }
                 if let Err(error) = following.replicate(frame, payload).await {
                     return error.into();
                 }
@@ -199,6 +203,12 @@ async fn take(following: &Following, mut recv: RecvStream) -> Ended {
             Err(error) => return error.into(),
         }
     }
+}
+
+/// Whether a producer may wait for these batches: they were not committed when they were sent.
+fn is_awaited(frame: &LeaderFrame, batches: &[u8]) -> bool {
+    let LeaderFrame::Batches { high_watermark, .. } = frame else { return false };
+    BatchHeader::decode(batches).is_ok_and(|first| first.base_offset >= *high_watermark)
 }
 
 /// Tells the leader what is stored, each time that it is more.

@@ -133,10 +133,12 @@ async fn write_answers(
             .map_err(|refused| topic.with_leader(partition, node.moved_on(topic.id, partition, refused)));
         match &answer {
             Ok(_) => {
+                let now = node.clock.monotonic();
+                node.awaited.served(now);
                 node.metrics.produced_batches.increment(1);
                 node.metrics.produced_records.increment(records);
                 node.metrics.produced_bytes.increment(bytes);
-                node.metrics.produce_seconds.record((node.clock.monotonic() - since).as_secs_f64());
+                node.metrics.produce_seconds.record((now - since).as_secs_f64());
             }
             Err(refused) => {
                 node.metrics.refused_batches.increment(1);

@@ -143,7 +143,7 @@ async fn push(
         }
         let end = *ends.borrow_and_update();
         window.forget(*stored.borrow_and_update());
-        let room = window.bytes < limits::REPLICA_BYTES_IN_FLIGHT;
+        let room = window.bytes < in_flight(node, from < committed.high_watermark);
         if from < end && room {
             let read = feed.next(node, partition, from, (limits::FETCH_PUSH_BYTES, true), end).await;
             let read = match read {
@@ -222,6 +222,12 @@ async fn at(due: Option<Instant>) {
     if let Some(due) = due {
         tokio::time::sleep_until(due).await;
     }
+}
+
+/// How many bytes may be under way to a follower before the next push. What is committed already goes push by push while
+/// producers are served on this node: behind more than one in the follower's queue, or the disk's, they would wait.
+fn in_flight(node: &Node, committed: bool) -> usize {
+    if committed && node.awaited.lately(node.clock.monotonic()) { 1 } else { limits::REPLICA_BYTES_IN_FLIGHT }
 }
 
 /// What is sent and not yet stored.
