@@ -278,6 +278,7 @@ impl Log {
         let groups = group(batches);
         let parts: Vec<&[u8]> = groups.iter().map(|(_, _, bytes)| &bytes[..]).collect();
         let before = segment.size();
+        self.check_room(&segment.log, parts.iter().map(|part| part.len() as u64).sum())?;
         let file = segment.file(self.storage())?;
         if let Err(error) = file.write_at(&parts, before) {
             let error = Error::io("append to", &segment.log, error);
