@@ -23,6 +23,9 @@ const ROUNDS: usize = 10_000;
 /// from a follower: it needs this when it comes to lead, and to drop what its leader has dropped.
 const TOLD_WITHIN: Duration = Duration::from_millis(100);
 
+/// How often is looked whether a follower that catches up gains on the producers.
+const LOOKED_EVERY: Duration = Duration::from_secs(1);
+
 /// One follower's stream. Dropped with its connection.
 struct Follower {
     topic: Arc<Topic>,
@@ -136,6 +139,7 @@ async fn push(
     let mut commits = partition.watch();
     let mut from = open.log.end;
     let (mut feed, mut window, mut news) = (Feed::default(), Window::default(), News::new(Instant::now()));
+    let mut gain = Gain::new(Instant::now(), (from, *ends.borrow()));
     loop {
         let committed = *commits.borrow_and_update();
         if !committed.leads || committed.epoch != open.leader_epoch {
@@ -143,7 +147,12 @@ async fn push(
         }
         let end = *ends.borrow_and_update();
         window.forget(*stored.borrow_and_update());
-        let room = window.bytes < in_flight(node, from < committed.high_watermark);
+        // What is committed already is waited for by nobody: behind more than one push of it in the follower's queue, or
+        // the disk's, producers would wait.
+        let gives_way = from < committed.high_watermark
+            && gain.is_fair(Instant::now(), (from, end))
+            && node.awaited.lately(node.clock.monotonic());
+        let room = window.bytes == 0 || (!gives_way && window.bytes < limits::REPLICA_BYTES_IN_FLIGHT);
         if from < end && room {
             let read = feed.next(node, partition, from, (limits::FETCH_PUSH_BYTES, true), end).await;
             let read = match read {
@@ -224,10 +233,28 @@ async fn at(due: Option<Instant>) {
     }
 }
 
-/// How many bytes may be under way to a follower before the next push. What is committed already goes push by push while
-/// producers are served on this node: behind more than one in the follower's queue, or the disk's, they would wait.
-fn in_flight(node: &Node, committed: bool) -> usize {
-    if committed && node.awaited.lately(node.clock.monotonic()) { 1 } else { limits::REPLICA_BYTES_IN_FLIGHT }
+/// Whether one who catches up does so though producers write on: if they outpace it, it must not give way to them.
+struct Gain {
+    looked: Instant,
+    from: Offset,
+    end: Offset,
+    fair: bool,
+}
+
+impl Gain {
+    fn new(now: Instant, (from, end): (Offset, Offset)) -> Self {
+        Self { looked: now, from, end, fair: true }
+    }
+
+    /// By what is sent next, and where the log ends: over the last [`LOOKED_EVERY`], whether for each four records that
+    /// were sent at most three were written.
+    fn is_fair(&mut self, now: Instant, (from, end): (Offset, Offset)) -> bool {
+        if now - self.looked >= LOOKED_EVERY {
+            let (sent, written) = (from - self.from, end - self.end);
+            *self = Self { looked: now, from, end, fair: written <= sent / 4 * 3 };
+        }
+        self.fair
+    }
 }
 
 /// What is sent and not yet stored.
@@ -277,5 +304,17 @@ mod tests {
         news.told((2, 0));
         assert_eq!(news.due((2, 0), later), None);
         assert_eq!(news.due((2, 1), later), Some(later + TOLD_WITHIN));
+    }
+
+    #[test]
+    fn one_that_catches_up_gives_way_only_as_long_as_it_gains() {
+        let began = Instant::now();
+        let mut gain = Gain::new(began, (0, 1_000));
+        assert!(gain.is_fair(began, (0, 1_000)), "at first it does");
+        let after = |seconds| began + LOOKED_EVERY * seconds;
+        assert!(gain.is_fair(after(1), (400, 1_300)), "400 sent, 300 written");
+        assert!(!gain.is_fair(after(2), (800, 1_601)), "400 sent, 301 written");
+        assert!(!gain.is_fair(after(2), (900, 1_601)), "until it is looked again");
+        assert!(gain.is_fair(after(3), (1_200, 1_601)), "nothing was written");
     }
 }
