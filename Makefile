@@ -12,8 +12,13 @@ SEEDS ?= 10000
 # What `make test` gives 20 seconds.
 CHAOS_SECONDS ?= 180
 KILLS ?= 50
+# Partitions led by each of three nodes, and what a node misses while it is away.
+PARTITIONS ?= 1000
+MIB ?= 2048
+# An example of the test kit, with brokers in processes of their own.
+MEASURE := BUS_BINARY=$(BUS) cargo run --release -p bus-testkit --no-default-features --example
 
-.PHONY: demo test bench bench-failover chaos fuzz sim guests release setup fix
+.PHONY: demo test bench bench-failover bench-cluster chaos fuzz sim guests release setup fix
 
 demo: guests release
 	$(BUS) demo
@@ -28,7 +33,12 @@ bench: guests release
 
 # How long producers wait for a new leader: kills, then graceful stops.
 bench-failover: release
-	BUS_BINARY=$(BUS) cargo run --release -p bus-testkit --no-default-features --example failover -- $(KILLS)
+	$(MEASURE) failover -- $(KILLS)
+
+# All that is measured with three nodes: the above, many partitions, and a node that catches up.
+bench-cluster: bench-failover
+	$(MEASURE) scale -- $(PARTITIONS)
+	$(MEASURE) catch-up -- $(MIB)
 
 # Random faults under load, and the same with a new disk at each kill; one after the other. CHAOS_SEED=N runs one again.
 chaos: release

@@ -7,6 +7,7 @@ use anyhow::{Context as _, ensure};
 
 use crate::cluster::Cluster;
 use crate::load::{Load, LoadResult};
+use crate::open_loop::quantile;
 
 const TOPIC: &str = "failover";
 /// How long the load may take to go on.
@@ -42,8 +43,7 @@ pub struct FailoverReport {
 impl FailoverReport {
     /// The gap that this share of all gaps does not exceed: 0.5 is the median.
     pub fn quantile(&self, share: f64) -> Duration {
-        let place = (self.gaps.len() as f64 * share).ceil() as usize;
-        self.gaps.get(place.max(1) - 1).copied().unwrap_or_default()
+        quantile(&self.gaps, share)
     }
 }
 

@@ -10,7 +10,8 @@
 //!   BrokerProcess ── one broker without a network of ours
 //!   History, replicas_agree ── is what is stored what was acknowledged, once, in order, on all replicas?
 //!   SmallDisk ── a disk that can be full
-//!   Chaos, Failover ── both of the above under random faults; how long a failover takes
+//!   Chaos ── both of the above under random faults
+//!   Failover, Scale, CatchUp ── how long a failover takes; many partitions; a node that was away
 //! ```
 //!
 //! Nothing here sleeps for something to have happened: each wait is for a line, an exit, an answer or a state, with a
@@ -44,6 +45,7 @@
 
 mod binary;
 mod broker;
+mod catch_up;
 mod chaos;
 mod cluster;
 mod command;
@@ -52,12 +54,16 @@ mod failover;
 mod history;
 mod load;
 mod network;
+mod open_loop;
 mod process;
 mod random;
+mod raw_disk;
 mod replicas;
+mod scale;
 
 pub use binary::{binary, build_function, components};
 pub use broker::{BrokerProcess, Builder};
+pub use catch_up::{CatchUp, CatchUpReport, ComeBack};
 pub use chaos::{Chaos, ChaosReport};
 pub use cluster::{Cluster, ClusterBuilder, Node, wait_until};
 pub use command::{BusCommand, Finished, Running};
@@ -66,5 +72,8 @@ pub use failover::{Failover, FailoverReport};
 pub use history::{Checker, Counts, History, Outcome, Sent, Violation, Violations};
 pub use load::{Load, LoadResult, LoadUnderWay};
 pub use network::{Link, Network, Peer};
+pub use open_loop::Latencies;
 pub use random::Random;
+pub use raw_disk::raw_disk;
 pub use replicas::{Agreement, replicas_agree};
+pub use scale::{LostLeaders, Scale, ScaleReport};

@@ -22,6 +22,7 @@ pub struct ClusterBuilder {
     config_of: BTreeMap<NodeId, String>,
     arguments: Vec<String>,
     finds_ca: bool,
+    direct: bool,
     seed: u64,
 }
 
@@ -34,6 +35,7 @@ impl Default for ClusterBuilder {
             config_of: BTreeMap::new(),
             arguments: Vec::new(),
             finds_ca: false,
+            direct: false,
             seed: 1,
         }
     }
@@ -88,6 +90,13 @@ impl ClusterBuilder {
         self
     }
 
+    /// Nodes are reached where they listen, with no relays in front: for measurements, as a relay takes each datagram
+    /// in hand. The network has no faults then.
+    pub fn direct(mut self) -> Self {
+        self.direct = true;
+        self
+    }
+
     /// The seed of what chance decides in the network. Default: 1.
     pub fn seed(mut self, seed: u64) -> Self {
         self.seed = seed;
@@ -112,7 +121,10 @@ impl ClusterBuilder {
         let mut places = Vec::new();
         for id in 1..=self.nodes {
             let port = Port::reserve()?;
-            let address = network.relay(id, port.address())?;
+            let address = match self.direct {
+                true => port.address(),
+                false => network.relay(id, port.address())?,
+            };
             places.push((id, port, address));
         }
         let addresses: Vec<_> = places.iter().map(|(_, _, address)| *address).collect();
@@ -136,7 +148,7 @@ impl ClusterBuilder {
             let store = bus_transport::TrustStore::at(&settings.trust);
             Arc::new(Inquiry::new(bus_transport::Trust::Store(store))?)
         };
-        let cluster = Cluster { nodes, settings, inquiry, network, folder };
+        let cluster = Cluster { nodes, settings, inquiry, network, direct: self.direct, folder };
         cluster.publish_ca(&addresses)?;
         Ok(cluster)
     }
@@ -147,5 +159,24 @@ impl ClusterBuilder {
         cluster.start_all().await?;
         cluster.wait_all_in_sync().await?;
         Ok(cluster)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+
+    use super::*;
+
+    #[tokio::test]
+    async fn without_relays_there_are_no_faults() {
+        let cluster = Cluster::builder().processes().direct().build().unwrap();
+        let node = cluster.node(1).unwrap();
+        assert_eq!(node.address(), node.listens().to_string());
+        assert!(cluster.cut(1, 2).await.is_err() && cluster.isolate(1).await.is_err());
+        let relayed = Cluster::builder().processes().build().unwrap();
+        let node = relayed.node(1).unwrap();
+        assert_ne!(node.address(), node.listens().to_string());
+        relayed.cut(1, 2).await.unwrap();
     }
 }

@@ -76,29 +76,52 @@ impl Cluster {
         }
     }
 
-    /// A partition as the newest epoch known to a node that answers has it, by its leader's word where that answers.
-    /// A leader that was cut off may thus have been followed by another already.
-    pub async fn partition_state(
-        &self,
-        topic: &str,
-        partition: PartitionId,
-    ) -> anyhow::Result<PartitionState> {
+    /// What one node, and no other, holds to be true of all topics.
+    pub async fn topic_infos(&self, node: NodeId) -> anyhow::Result<Vec<TopicInfo>> {
+        let request = Request::Topics { topics: None };
+        match self.inquiry.ask(&self.node(node)?.address(), &request).await? {
+            Response::Topics(topics) => Ok(topics),
+            other => bail!("node {node} answers another question: {other:?}"),
+        }
+    }
+
+    /// A topic's partitions by number, each as the newest epoch known to a node that answers has it, by its leader's
+    /// word where that answers. A leader that was cut off may thus have been followed by another already.
+    pub async fn topic_state(&self, topic: &str) -> anyhow::Result<Vec<PartitionState>> {
         let request = Request::Topics { topics: Some(vec![TopicName::new(topic)?]) };
+        let newness = |(node, state): &(NodeId, PartitionState)| (state.epoch, state.leader == Some(*node));
         let mut last = anyhow::anyhow!("no node runs");
-        let mut states = Vec::new();
+        let mut newest: Vec<(NodeId, PartitionState)> = Vec::new();
         for (node, told) in self.ask_all(&request).await {
             match told {
                 Ok(Response::Topics(topics)) => {
                     let partitions = topics.into_iter().flat_map(|topic| topic.partitions);
-                    states.extend(partitions.skip(partition as usize).take(1).map(|state| (node, state)));
+                    for (number, told) in partitions.map(|state| (node, state)).enumerate() {
+                        match newest.get_mut(number) {
+                            Some(known) if newness(known) > newness(&told) => {}
+                            Some(known) => *known = told,
+                            None => newest.push(told),
+                        }
+                    }
                 }
                 Ok(other) => last = anyhow::anyhow!("node {node} answers another question: {other:?}"),
                 Err(error) => last = error,
             }
         }
-        let newest =
-            states.into_iter().max_by_key(|(node, state)| (state.epoch, state.leader == Some(*node)));
-        newest.map(|(_, state)| state).ok_or(last).with_context(|| format!("{topic}-{partition}"))
+        match newest.is_empty() {
+            true => Err(last.context(topic.to_owned())),
+            false => Ok(newest.into_iter().map(|(_, state)| state).collect()),
+        }
+    }
+
+    /// One of the partitions of [`Self::topic_state`].
+    pub async fn partition_state(
+        &self,
+        topic: &str,
+        partition: PartitionId,
+    ) -> anyhow::Result<PartitionState> {
+        let states = self.topic_state(topic).await?;
+        states.into_iter().nth(partition as usize).with_context(|| format!("there is no {topic}-{partition}"))
     }
 
     /// Who leads a partition. Waits while nobody does that runs.
@@ -247,10 +270,14 @@ impl Cluster {
         let created = client.admin().create_topic(create).await;
         client.close();
         created?;
-        for partition in 0..partitions {
-            self.wait_for_isr(&name, partition, replicas as usize).await?;
-        }
-        Ok(())
+        wait_until(&format!("all replicas of {name} are in sync"), DEADLINE, async || {
+            let states = self.topic_state(&name).await?;
+            ensure!(states.len() == partitions as usize, "{} of {partitions} partitions", states.len());
+            let behind = states.iter().find(|state| state.isr.len() != replicas as usize);
+            ensure!(behind.is_none(), "{behind:?}");
+            Ok(true)
+        })
+        .await
     }
 }
 

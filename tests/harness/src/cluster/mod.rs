@@ -47,6 +47,8 @@ pub struct Cluster {
     settings: Settings,
     inquiry: Arc<Inquiry>,
     network: Network,
+    /// Whether there are no relays.
+    direct: bool,
     /// The last to go: the nodes keep their data there.
     folder: TempDir,
 }
@@ -72,7 +74,7 @@ impl Cluster {
         found.with_context(|| format!("there is no node {id}: there are {:?}", self.nodes()))
     }
 
-    /// The nodes' addresses, which are their relays', by id.
+    /// The nodes' addresses, which are their relays' where there are any, by id.
     pub fn addresses(&self) -> Vec<String> {
         self.all().iter().map(|node| node.address()).collect()
     }
@@ -124,7 +126,10 @@ impl Cluster {
     pub async fn add_node(&self) -> anyhow::Result<NodeId> {
         let id = self.nodes().into_iter().max().unwrap_or_default() + 1;
         let port = Port::reserve()?;
-        let address = self.network.relay(id, port.address())?;
+        let address = match self.direct {
+            true => port.address(),
+            false => self.network.relay(id, port.address())?,
+        };
         self.publish_ca(&[address])?;
         let node = Arc::new(Node::new(id, self.folder.path(), port, address, self.settings.clone()));
         self.nodes.write().unwrap_or_else(PoisonError::into_inner).push(node);
