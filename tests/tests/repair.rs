@@ -9,13 +9,14 @@ use bus_testkit::Cluster;
 
 const RECORDS: usize = 60_000;
 
-/// Three processes, and a topic with several segments on each of them.
-async fn filled() -> Cluster {
+/// So many processes, and a topic with several segments on each of them.
+async fn filled(nodes: u32) -> Cluster {
     // A short tail in memory, so that readers meet the disk.
     let config = "[log]\ntail_bytes = 65536\n";
-    let cluster = Cluster::builder().processes().config(config).start().await.unwrap();
-    let settings = [("min.insync.replicas", "2"), ("segment.bytes", "1048576")];
-    cluster.create_topic("t", 1, 3, &settings).await.unwrap();
+    let cluster = Cluster::builder().nodes(nodes.into()).processes().config(config).start().await.unwrap();
+    let min = nodes.div_ceil(2).to_string();
+    let settings = [("min.insync.replicas", min.as_str()), ("segment.bytes", "1048576")];
+    cluster.create_topic("t", 1, nodes, &settings).await.unwrap();
     let lines: String = (0..RECORDS).map(|number| format!("record {number:>90}\n")).collect();
     cluster.bus(["produce", "t"]).stdin(lines).finished().await.unwrap().success().unwrap();
     cluster
@@ -48,9 +49,34 @@ async fn all_is_there(cluster: &Cluster) {
     }
 }
 
+fn repaired_once(cluster: &Cluster, node: u64) {
+    for counter in ["bus_lost_replicas_total", "bus_refetched_replicas_total"] {
+        assert_eq!(cluster.node(node).unwrap().counted(counter).unwrap(), 1.0, "{counter}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_damaged_replica_that_is_alone_is_left_as_it_is_and_counted_once() {
+    let cluster = filled(1).await;
+    cluster.kill(1).await.unwrap();
+    let folder = cluster.partition_folder(1, "t", 0).unwrap();
+    let files = segments(&folder);
+    damage(files.last().unwrap());
+    let before = std::fs::read(files.last().unwrap()).unwrap();
+    cluster.start_node(1).await.unwrap();
+    // It is tried again at each change.
+    for topic in ["u", "v"] {
+        cluster.bus(["topic", "create", topic]).finished().await.unwrap().success().unwrap();
+    }
+    let node = cluster.node(1).unwrap();
+    assert_eq!(node.counted("bus_lost_replicas_total").unwrap(), 1.0);
+    assert!(node.stderr().contains("restore its folder from a backup"), "{}", node.stderr());
+    assert!(std::fs::read(files.last().unwrap()).unwrap() == before);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_damaged_segment_of_a_follower_is_repaired_from_the_leader() {
-    let cluster = filled().await;
+    let cluster = filled(3).await;
     let leader = cluster.leader_of("t", 0).await.unwrap();
     let follower = cluster.nodes().into_iter().find(|node| *node != leader).unwrap();
     cluster.kill(follower).await.unwrap();
@@ -59,13 +85,14 @@ async fn a_damaged_segment_of_a_follower_is_repaired_from_the_leader() {
     damage(segments(&folder).last().unwrap());
     cluster.start_node(follower).await.unwrap();
     cluster.wait_all_in_sync().await.unwrap();
+    repaired_once(&cluster, follower);
     all_is_there(&cluster).await;
     assert_eq!(cluster.check_replicas("t").await.unwrap().records, RECORDS as u64);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_damaged_segment_of_the_leader_is_never_served_and_is_repaired() {
-    let cluster = filled().await;
+    let cluster = filled(3).await;
     let leader = cluster.leader_of("t", 0).await.unwrap();
     let folder = cluster.partition_folder(leader, "t", 0).unwrap();
     // An old one, while it runs: found when it is read.
@@ -87,16 +114,14 @@ async fn a_damaged_segment_of_the_leader_is_never_served_and_is_repaired() {
         .await
         .unwrap();
     cluster.wait_all_in_sync().await.unwrap();
-    for counter in ["bus_lost_replicas_total", "bus_refetched_replicas_total"] {
-        assert_eq!(node.counted(counter).unwrap(), 1.0, "{counter}");
-    }
+    repaired_once(&cluster, leader);
     all_is_there(&cluster).await;
     assert_eq!(cluster.check_replicas("t").await.unwrap().records, RECORDS as u64);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_partition_folder_that_is_gone_is_fetched_anew() {
-    let cluster = filled().await;
+    let cluster = filled(3).await;
     let leader = cluster.leader_of("t", 0).await.unwrap();
     cluster.kill(leader).await.unwrap();
     std::fs::remove_dir_all(cluster.partition_folder(leader, "t", 0).unwrap()).unwrap();

@@ -3,7 +3,7 @@
 //! A node with a CA in its data directory keeps it; on several machines the operator copies `tls/ca.pem` and
 //! `tls/ca.key` there. Nodes that one user starts on one machine find it by themselves: whoever of a `--join` list has it
 //! leaves it under its own address, beside the CAs for clients, where the others, and a node whose disk was emptied, take
-//! it from. A start that fails takes back what it left itself, and no more: others that took it meanwhile have left it
+//! it from; a node that is not in its list itself leaves it where they look as well. A start that fails takes back what it left itself, and no more: others that took it meanwhile have left it
 //! as well.
 
 use std::fs::File;
@@ -36,20 +36,28 @@ pub(crate) fn identity(
     let folder = store.folder();
     traces.around(folder);
     let _lock = lock(store)?;
-    for seed in seeds {
-        if let Some((pem, key)) = store.authority(seed).map_err(file(folder))? {
+    for place in seeds.iter().flat_map(|seed| [seed.clone(), beside(seed)]) {
+        if let Some((pem, key)) = store.authority(&place).map_err(file(folder))? {
             Identity::adopt(tls, &pem, &key)?;
             break;
         }
     }
     let identity = Identity::load_or_create(tls, node, hosts)?;
+    let is_listed = seeds.iter().any(|seed| store.path(seed) == store.path(own));
+    let place = if is_listed { own.to_owned() } else { beside(&seeds[0]) };
     if let Some(key) = identity.ca_key_pem()?
-        && store.authority(own).map_err(file(folder))?.is_none()
+        && store.authority(&place).map_err(file(folder))?.is_none()
     {
-        store.publish_authority(own, identity.ca_pem(), &key).map_err(file(folder))?;
-        traces.left_authority(store, own, identity.ca_pem());
+        store.publish_authority(&place, identity.ca_pem(), &key).map_err(file(folder))?;
+        traces.left_authority(store, &place, identity.ca_pem());
     }
     Ok(identity)
+}
+
+/// Where a node that is not in its list leaves the CA. Not under the seed's own address: the seed that takes it from here
+/// leaves it there itself, and it stays when the start of the node that left it here fails.
+fn beside(seed: &str) -> String {
+    format!("beside-{seed}")
 }
 
 /// Nodes that start together: one makes the CA, the others wait and find it. The lock is the folder's own.
@@ -124,6 +132,28 @@ mod tests {
             assert_eq!(cas.len(), 4);
             assert!(cas.iter().all(|ca| *ca == cas[0]), "round {round}");
         }
+    }
+
+    #[test]
+    fn a_node_that_is_not_in_its_list_and_starts_first_has_the_ca_of_those_that_are() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = TrustStore::at(folder.path().join("trust"));
+        let seeds = [9_000, 9_001].map(|port| format!("127.0.0.1:{port}"));
+        let start = |node: NodeId, own: &str| {
+            let (tls, mut traces) = (folder.path().join(node.to_string()), Traces::default());
+            let hosts = ["127.0.0.1".to_owned()];
+            let identity = identity(&store, &tls, (node, own), &hosts, &seeds, &mut traces).unwrap();
+            (identity.ca_pem().to_owned(), traces)
+        };
+        // One that fails takes the CA back, wherever it was left.
+        let (given_up, traces) = start(5, "127.0.0.1:9004");
+        traces.remove();
+        let (ca, traces) = start(4, "127.0.0.1:9003");
+        assert!(ca != given_up);
+        assert!(start(1, &seeds[0]).0 == ca);
+        // And leaves it to those who have taken it.
+        traces.remove();
+        assert!(start(2, &seeds[1]).0 == ca);
     }
 
     #[test]

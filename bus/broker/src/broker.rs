@@ -17,7 +17,8 @@ use tokio::sync::{Notify, Semaphore, mpsc, watch};
 
 use crate::awaited::Awaited;
 use crate::blobs::Blobs;
-use crate::data_dir::{DataDir, DataDirError};
+use crate::data_dir::DataDir;
+use crate::failure::{Failure, StartError};
 use crate::functions::Functions;
 use crate::groups::Groups;
 use crate::metrics::Metrics;
@@ -52,71 +53,12 @@ const WATERMARKS_EVERY: u32 = 4;
 
 /// A running broker. Dropping it without [`Broker::shutdown`] is like killing it: nothing acknowledged is lost.
 pub struct Broker {
-    node: Arc<Node>,
+    pub(crate) node: Arc<Node>,
     endpoint: Endpoint,
     http: Option<SocketAddr>,
     tasks: Tasks,
     /// Dropped last.
     _disk: DiskThreads,
-}
-
-/// Why a broker does not start.
-#[derive(Debug, thiserror::Error)]
-pub enum StartError {
-    /// A setting is out of range.
-    #[error("setting is not valid: {0}")]
-    Options(String),
-    /// The data folder cannot be used.
-    #[error(transparent)]
-    DataDir(#[from] DataDirError),
-    /// The socket, or what belongs to TLS.
-    #[error(transparent)]
-    Transport(#[from] bus_transport::Error),
-    /// This node's keys and certificate.
-    #[error(transparent)]
-    Identity(#[from] bus_transport::IdentityError),
-    /// The metrics port.
-    #[error("cannot listen on http://{address} for metrics: {error}: choose another with --http")]
-    Http {
-        /// Where.
-        address: SocketAddr,
-        /// Why.
-        error: std::io::Error,
-    },
-    /// The metadata.
-    #[error(transparent)]
-    Metadata(#[from] bus_metadata::Error),
-    /// The broker could not enter its cluster.
-    #[error(transparent)]
-    Enter(#[from] bus_metadata::EnterError),
-    /// The broker could not say that it is up.
-    #[error("the broker cannot say that it is up: {0}")]
-    Ready(#[from] bus_metadata::ProposeError),
-    /// The function host.
-    #[error("the function host does not start: {0}")]
-    Functions(#[from] bus_function::Error),
-    /// The operating system refused something else.
-    #[error("{what}: {error}")]
-    Io {
-        /// What was tried.
-        what: &'static str,
-        /// Why not.
-        error: std::io::Error,
-    },
-}
-
-/// Why a broker that has started cannot go on.
-#[derive(Debug, thiserror::Error)]
-pub enum Failure {
-    /// The disk is full, or fails.
-    #[error("its metadata cannot be stored any more: {0}: see to the disk (is it full?), and start it again")]
-    Storage(bus_metadata::Error),
-    /// The metadata's own doing.
-    #[error("{0}, by a mistake in the program: start it again, and report what it said before")]
-    Metadata(bus_metadata::Error),
-    /// A part of it that runs as long as it does is gone.
-    #[error("its {0} has ended, by a mistake in the program: start it again, and report what it said before")]
-    Task(&'static str),
 }
 
 fn io(what: &'static str) -> impl FnOnce(std::io::Error) -> StartError {
@@ -148,9 +90,6 @@ impl Broker {
         // Refused limits are the operator's choice; opening files will say so where it matters.
         if let Err(error) = rlimit::increase_nofile_limit(OPEN_FILES) {
             tracing::warn!(%error, "the limit on open files could not be raised");
-        }
-        if options.join.is_empty() {
-            data.check_metadata()?;
         }
         let listener = Listener::bind(options.listen, &options.transport)?;
         let http = match options.http {
@@ -194,21 +133,30 @@ impl Broker {
         Ok(broker)
     }
 
-    /// Enters the cluster, and runs what it has for this node.
+    /// Enters the cluster, and runs what it has for this node. A part that ends meanwhile ends it.
     async fn enter(&mut self, reported: mpsc::Receiver<bus_replica::Report>) -> Result<(), StartError> {
         // The others must reach this node before it can enter; users are let in when it is ready.
         let endpoint = self.endpoint.clone();
         self.spawn("server", |node| server::serve(endpoint, node));
-        enter(&self.node).await?;
+        let node = Arc::clone(&self.node);
+        self.unless_failed(enter(&node)).await?;
         sweep_blobs(&self.node);
         self.spawn("reconciler", |node| Reconciler::new(node).run());
         self.spawn("reporter", |node| reports::run(node, reported));
         self.spawn("fetcher of modules", modules::fetch);
-        // Fenced until its replicas run: nobody waits for it before. That it stops meanwhile is seen below.
-        self.node.await_metadata(self.node.metadata.image().index()).await.ok();
-        self.node.metadata.ready().await?;
-        wait_until_served(&self.node).await;
-        Ok(())
+        self.unless_failed(say_ready(&node)).await
+    }
+
+    /// A step of the start, as long as the broker can go on.
+    async fn unless_failed(
+        &self,
+        step: impl Future<Output = Result<(), StartError>>,
+    ) -> Result<(), StartError> {
+        tokio::select! {
+            biased;
+            failure = self.failed() => Err(failure.into()),
+            done = step => done,
+        }
     }
 
     /// Ends a start that has failed, so that nothing of it uses the data folder any more.
@@ -252,13 +200,13 @@ impl Broker {
     /// cluster take over.
     pub async fn failed(&self) -> Failure {
         let failure = tokio::select! {
-            // What hangs on the metadata may end with it.
             biased;
-            error = self.node.metadata.failed() => match error {
-                error @ bus_metadata::Error::Storage { .. } => Failure::Storage(error),
-                error => Failure::Metadata(error),
+            error = self.node.metadata.failed() => Failure::from(error),
+            name = self.tasks.lost() => match self.node.metadata.watch().has_changed() {
+                Ok(_) => Failure::Task(name),
+                // What hangs on the metadata ends with it, and may be quicker than what that has to say.
+                Err(_) => Failure::from(self.node.metadata.failed().await),
             },
-            name = self.tasks.lost() => Failure::Task(name),
         };
         tracing::error!(error = %failure, "the broker cannot go on");
         failure
@@ -425,13 +373,22 @@ fn build(
 
 /// Makes this node a broker of its cluster, which it forms, joins, or comes back to, with a new epoch.
 async fn enter(node: &Node) -> Result<(), StartError> {
-    let (join, cluster_id) = (&node.options.join, node.data.cluster_id());
+    let (join, keeps) = (&node.options.join, node.data.keeps()?);
     let registration = node.registration(node.data.was_clean());
-    let epoch = node.metadata.enter(&node.address, join, cluster_id, registration).await?;
+    let epoch = node.metadata.enter(&node.address, join, keeps, registration).await?;
     node.broker_epoch.store(epoch, Ordering::Release);
     if let Some(cluster_id) = node.metadata.cluster_id() {
         node.data.note_cluster(&cluster_id)?;
     }
+    Ok(())
+}
+
+/// Says that this node is up, once its replicas run: until then it is fenced, and nobody waits for it.
+async fn say_ready(node: &Node) -> Result<(), StartError> {
+    // Nobody stops it before it has started.
+    node.await_metadata(node.metadata.image().index()).await.ok();
+    node.metadata.ready().await?;
+    wait_until_served(node).await;
     Ok(())
 }
 
@@ -495,3 +452,6 @@ async fn tick(node: Arc<Node>) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -18,7 +18,7 @@ use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use bus_metadata::DirectoryId;
+use bus_metadata::{DirectoryId, Keeps};
 use bus_protocol::{NodeId, PartitionId, TopicId, TopicName};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -70,6 +70,16 @@ pub enum DataDirError {
         theirs: NodeId,
         /// Who asked.
         ours: NodeId,
+    },
+    /// It keeps topics of another cluster than the node has entered.
+    #[error("data directory {path} holds topics of cluster {ours}, and the node is in cluster {theirs}: pass an empty --data, or the --join list of its own cluster", path = .path.display())]
+    OtherCluster {
+        /// The folder.
+        path: PathBuf,
+        /// Whose topics they are.
+        ours: String,
+        /// Where the node is.
+        theirs: String,
     },
     /// Its `node.json` cannot be read.
     #[error("{path} is damaged: {why}: restore it from a copy, or start with an empty data directory", path = .path.display())]
@@ -179,10 +189,15 @@ impl DataDir {
         self.traces.clone()
     }
 
-    /// Notes which cluster the node belongs to, where it has joined another than it would have formed.
+    /// Notes which cluster the node belongs to, where it has joined another than it would have formed. While there are
+    /// topics it stays what it is.
     pub(crate) fn note_cluster(&self, cluster_id: &str) -> Result<(), DataDirError> {
         if self.node.cluster_id == cluster_id {
             return Ok(());
+        }
+        if let Keeps::TopicsOf(ours) = self.keeps()? {
+            let (ours, theirs) = (ours.to_owned(), cluster_id.to_owned());
+            return Err(DataDirError::OtherCluster { path: self.root.clone(), ours, theirs });
         }
         let path = self.root.join("node.json");
         let node = NodeFile { cluster_id: cluster_id.to_owned(), ..self.node.clone() };
@@ -192,19 +207,16 @@ impl DataDir {
             .map_err(|error| DataDirError::Io { path, error })
     }
 
-    /// That a node which is a cluster by itself knows of the topics that it has: a cluster that is formed anew would give
-    /// their ids to others.
-    pub(crate) fn check_metadata(&self) -> Result<(), DataDirError> {
-        let (topics, path) = (self.topics(), self.metadata());
-        if is_empty(&path).map_err(io(&path))? && !is_empty(&topics).map_err(io(&topics))? {
-            return Err(DataDirError::Damaged { path, why: "it is empty, and topics/ is not".to_owned() });
-        }
-        Ok(())
-    }
-
-    /// The cluster that the folder belongs to; of a new one, the id of the cluster that it would form.
-    pub(crate) fn cluster_id(&self) -> &str {
-        &self.node.cluster_id
+    /// Whose topics the folder keeps. Where it keeps none, the cluster that `node.json` names is the one that the node
+    /// would form.
+    pub(crate) fn keeps(&self) -> Result<Keeps<'_>, DataDirError> {
+        let (topics, cluster_id) = (self.topics(), self.node.cluster_id.as_str());
+        let nothing = is_empty(&topics).map_err(io(&topics))?;
+        Ok(if nothing {
+            Keeps::Nothing { cluster_id_if_new: cluster_id }
+        } else {
+            Keeps::TopicsOf(cluster_id)
+        })
     }
 
     pub(crate) fn directory(&self) -> DirectoryId {
@@ -272,13 +284,18 @@ pub(crate) fn is_same(file: &File, path: &Path) -> io::Result<bool> {
     }
 }
 
-/// Whether nothing lies in a folder, or there is none.
+/// Whether nothing lies in a folder, or there is none. What a file system keeps at its own root is nothing.
 fn is_empty(folder: &Path) -> io::Result<bool> {
-    match fs::read_dir(folder) {
-        Ok(mut entries) => Ok(entries.next().is_none()),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(true),
-        Err(error) => Err(error),
+    let entries = match fs::read_dir(folder) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(true),
+        entries => entries?,
+    };
+    for entry in entries {
+        if entry?.file_name() != "lost+found" {
+            return Ok(false);
+        }
     }
+    Ok(true)
 }
 
 /// Takes the mark of a clean stop away, for good: a crash from here on is one.
@@ -318,7 +335,7 @@ mod tests {
         };
         let first = DataDir::open(&root, 1, &mut draw).unwrap();
         assert!(matches!(DataDir::open(&root, 1, &mut draw), Err(DataDirError::InUse { .. })));
-        let cluster = first.cluster_id().to_owned();
+        let cluster = first.node.cluster_id.clone();
         assert!(first.was_clean());
         first.mark_clean().unwrap();
         drop(first);
@@ -328,7 +345,7 @@ mod tests {
         ));
         let second = DataDir::open(&root, 1, &mut draw).unwrap();
         assert!(second.was_clean());
-        assert_eq!(second.cluster_id(), cluster);
+        assert_eq!(second.node.cluster_id, cluster);
         drop(second);
         assert!(!DataDir::open(&root, 1, &mut draw).unwrap().was_clean(), "it was not closed cleanly");
         // A start that fails marks it clean again only if it was.
@@ -346,13 +363,31 @@ mod tests {
         assert!(matches!(DataDir::open(&root, 1, &mut draw), Err(DataDirError::Damaged { .. })));
         assert!(root.join("topics/orders@7").exists());
         fs::remove_dir(root.join("topics/orders@7")).unwrap();
-        let data = DataDir::open(&root, 1, &mut draw).unwrap();
-        data.check_metadata().unwrap();
-        // Nor without the metadata.
-        fs::create_dir(root.join("topics/orders@7")).unwrap();
-        assert!(matches!(data.check_metadata(), Err(DataDirError::Damaged { .. })));
-        fs::write(root.join("metadata/conf"), "").unwrap();
-        data.check_metadata().unwrap();
+        DataDir::open(&root, 1, &mut draw).unwrap();
+    }
+
+    #[test]
+    fn topics_stay_with_the_cluster_that_they_are_of() {
+        let temp = tempfile::tempdir().unwrap();
+        let open = || DataDir::open(temp.path(), 1, || Uuid::from_u128(7)).unwrap();
+        let new = Uuid::from_u128(7).to_string();
+        let data = open();
+        assert_eq!(data.keeps().unwrap(), Keeps::Nothing { cluster_id_if_new: &new });
+        // A file system of its own.
+        fs::create_dir(data.topics().join("lost+found")).unwrap();
+        assert_eq!(data.keeps().unwrap(), Keeps::Nothing { cluster_id_if_new: &new });
+        data.note_cluster("joined").unwrap();
+        drop(data);
+        let data = open();
+        fs::create_dir(data.topics().join("orders@7")).unwrap();
+        assert_eq!(data.keeps().unwrap(), Keeps::TopicsOf("joined"));
+        data.note_cluster("joined").unwrap();
+        assert!(matches!(
+            data.note_cluster("another"),
+            Err(DataDirError::OtherCluster { ours, theirs, .. }) if ours == "joined" && theirs == "another"
+        ));
+        drop(data);
+        assert_eq!(open().keeps().unwrap(), Keeps::TopicsOf("joined"));
     }
 
     #[test]

@@ -7,7 +7,9 @@ use bus_coordinator::{Commit, GROUPS_TOPIC, Record, partition_of};
 use bus_protocol::batch::{BatchBuilder, Compression};
 use bus_protocol::produce::Acks;
 use bus_protocol::request::{Request, Response};
-use bus_protocol::{Clock, Epoch, ErrorCode, NodeId, Offset, PartitionId, Timestamp, TopicName, WireError};
+use bus_protocol::{
+    Clock, Epoch, ErrorCode, LeaderHint, NodeId, Offset, PartitionId, Timestamp, TopicName, WireError,
+};
 use bus_replica::{Lane, Partition};
 use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot};
@@ -45,7 +47,11 @@ impl Groups {
     /// Commits offsets, wherever the group's coordinator is; durable when this returns.
     pub(crate) async fn commit(&self, node: &Node, group: &str, offsets: Offsets) -> Result<(), WireError> {
         match self.commit_here(node, group, offsets.clone()).await {
-            Err(WireError { code: ErrorCode::NotLeader, leader: Some(leader), .. }) => {
+            Err(WireError {
+                code: ErrorCode::NotLeader,
+                leader: Some(LeaderHint { node: leader, .. }),
+                ..
+            }) => {
                 let request = Request::CommitOffsets { group: group.to_owned(), offsets };
                 ask_coordinator(node, leader, &request).await.map(drop)
             }
@@ -56,7 +62,11 @@ impl Groups {
     /// What the group has committed, for topics that still exist, wherever its coordinator is.
     pub(crate) async fn committed(&self, node: &Node, group: &str) -> Result<Offsets, WireError> {
         match self.committed_here(node, group).await {
-            Err(WireError { code: ErrorCode::NotLeader, leader: Some(leader), .. }) => {
+            Err(WireError {
+                code: ErrorCode::NotLeader,
+                leader: Some(LeaderHint { node: leader, .. }),
+                ..
+            }) => {
                 let request = Request::CommittedOffsets { group: group.to_owned() };
                 match ask_coordinator(node, leader, &request).await? {
                     Response::CommittedOffsets(offsets) => Ok(offsets),

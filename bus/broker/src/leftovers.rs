@@ -25,24 +25,30 @@ pub(crate) async fn remove(node: &Node, image: Arc<MetadataImage>) {
 
 fn remove_in(topics: &Path, image: &MetadataImage, node: NodeId, env: &Env) -> io::Result<()> {
     for entry in std::fs::read_dir(topics)? {
-        let entry = entry?;
-        let (path, name) = (entry.path(), entry.file_name());
-        let id = name.to_str().and_then(|name| name.rsplit_once('@')?.1.parse().ok()).map(TopicId);
-        match id.map(|id| (id, image.topic_by_id(id))) {
-            Some((_, Some(topic))) => remove_replicas(&path, topic, node, env)?,
-            Some((id, None)) if id.0 <= image.index() => {
-                std::fs::remove_dir_all(&path)?;
+        let path = entry?.path();
+        let name = path.file_name().and_then(|name| name.to_str());
+        let id = name.and_then(|name| name.rsplit_once('@')?.1.parse().ok()).map(TopicId);
+        let removed = match id.map(|id| (id, image.topic_by_id(id))) {
+            Some((_, Some(topic))) => remove_replicas(&path, topic, node, env),
+            Some((id, None)) if id.0 <= image.index() => std::fs::remove_dir_all(&path).map(|()| {
                 tracing::info!(folder = %path.display(), "a topic was deleted while this node was down: its folder is removed");
-            }
+            }),
             _ => {
-                tracing::error!(folder = %path.display(), "the metadata does not know this folder: it stays as it is")
+                tracing::error!(folder = %path.display(), "the metadata does not know this folder: it stays as it is");
+                Ok(())
             }
+        };
+        // The others go all the same.
+        if let Err(error) = removed {
+            tracing::warn!(folder = %path.display(), %error, "what was taken from this node while it was down was not removed");
         }
     }
     Ok(())
 }
 
 fn remove_replicas(folder: &Path, topic: &Topic, node: NodeId, env: &Env) -> io::Result<()> {
+    // Where this node holds nothing of the topic any more, nobody else ends what a crash has left of them.
+    bus_log::finish_deletions(env.storage.as_ref(), folder).map_err(io::Error::other)?;
     for entry in std::fs::read_dir(folder)? {
         let entry = entry?;
         let Some(number) = entry.file_name().to_str().and_then(|name| name.parse::<PartitionId>().ok())
@@ -145,10 +151,14 @@ mod tests {
         let (kept, moved) = (log(&env, at(&running, mine), now), log(&env, at(&running, other), now));
         let deleted = log(&env, at("t@1", 0), 0);
         let lost = log(&env, at("t@900", 0), 0);
+        // A crash in the middle of a deletion; and what cannot be looked into, which keeps nobody from the others.
+        let half = folder.path().join(&running).join("9.deleted");
+        std::fs::create_dir(&half).unwrap();
+        std::fs::write(folder.path().join("t@0"), "no folder").unwrap();
         remove_in(folder.path(), &image, 1, &env).unwrap();
         assert_eq!(
-            (kept.exists(), moved.exists(), deleted.exists(), lost.exists()),
-            (true, false, false, true)
+            (kept.exists(), moved.exists(), deleted.exists(), lost.exists(), half.exists()),
+            (true, false, false, true, false)
         );
 
         // One that was written in an epoch that the metadata has not heard of, and a partition that it has not either.

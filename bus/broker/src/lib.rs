@@ -20,6 +20,7 @@ mod blobs;
 mod broker;
 mod data_dir;
 mod door;
+mod failure;
 mod feed;
 mod functions;
 mod groups;
@@ -45,6 +46,7 @@ mod topics;
 mod traces;
 mod watermarks;
 
-pub use broker::{Broker, Failure, StartError};
+pub use broker::Broker;
 pub use data_dir::DataDirError;
+pub use failure::{Failure, StartError};
 pub use options::Options;

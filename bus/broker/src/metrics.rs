@@ -19,7 +19,8 @@ pub(crate) struct Metrics {
     pub(crate) fetched_bytes: Counter,
     pub(crate) replicated_bytes: Counter,
     pub(crate) replicated_pushes: Counter,
-    /// Replicas whose storage failed or proved damaged, and those that were emptied to be fetched anew.
+    /// Replicas whose storage failed, proved damaged or could not be opened, each loss once; and those that were emptied
+    /// to be fetched anew.
     pub(crate) lost_replicas: Counter,
     pub(crate) refetched_replicas: Counter,
     pub(crate) requests: Counter,

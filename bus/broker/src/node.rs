@@ -72,10 +72,13 @@ pub(crate) struct Node {
 }
 
 impl Node {
-    /// Changes the metadata; when it returns, this node runs what the change asks for.
+    /// Changes the metadata; when it returns, this node runs what the change asks for, or is stopping.
     pub(crate) async fn change(&self, command: Command) -> Result<Applied, WireError> {
         let applied = self.metadata.propose(command).await.map_err(|error| error.refusal())?;
-        self.await_metadata(self.metadata.image().index()).await?;
+        // A refusal would say that nothing was changed.
+        if let Err(error) = self.await_metadata(self.metadata.image().index()).await {
+            tracing::debug!(%error, "a change is made, and this broker does not run it");
+        }
         Ok(applied)
     }
 
@@ -101,9 +104,11 @@ impl Node {
     /// Waits until this node runs what the image of that index asks for.
     pub(crate) async fn await_metadata(&self, index: u64) -> Result<(), WireError> {
         let mut reconciled = self.reconciled.subscribe();
-        match reconciled.wait_for(|running| *running >= index).await {
-            Ok(_) => Ok(()),
-            Err(_) => Err(WireError::new(ErrorCode::ShuttingDown, "the broker is stopping")),
+        tokio::select! {
+            biased;
+            Ok(_) = reconciled.wait_for(|running| *running >= index) => Ok(()),
+            // Whoever would run it may be gone.
+            () = self.stopping() => Err(WireError::new(ErrorCode::ShuttingDown, "the broker is stopping")),
         }
     }
 

@@ -1,13 +1,13 @@
 //! The replicas of this node: opened, told their roles, repaired and removed, until they are what metadata says.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::Path;
 use std::sync::Arc;
 
 use bus_log::{Log, LogConfig};
 use bus_metadata::MetadataImage;
-use bus_protocol::{ErrorCode, NodeId, PartitionId, TopicId, TopicPartition, WireError};
-use bus_replica::{Matter, Partition, Report, Role};
+use bus_protocol::{ErrorCode, LeaderHint, NodeId, PartitionId, TopicId, TopicPartition, WireError};
+use bus_replica::{Fault, Matter, Partition, Report, Role};
 use futures::StreamExt as _;
 
 use crate::data_dir::topic_folder;
@@ -27,11 +27,21 @@ pub(crate) struct Replicas {
     /// The roles that the running replicas were last told.
     roles: HashMap<At, Role>,
     replication: Replication,
+    /// Those that have lost what they stored, or cannot be opened, until they run again.
+    lost: HashSet<At>,
+    /// Those that were opened anew after a panic. Once: one that panics again would do so for ever.
+    reopened: HashSet<At>,
 }
 
 impl Replicas {
     pub(crate) fn new(node: Arc<Node>) -> Self {
-        Self { node, roles: HashMap::new(), replication: Replication::default() }
+        Self {
+            node,
+            roles: HashMap::new(),
+            replication: Replication::default(),
+            lost: HashSet::new(),
+            reopened: HashSet::new(),
+        }
     }
 
     /// Starts, tells, repairs and stops the replicas of one topic.
@@ -44,7 +54,9 @@ impl Replicas {
             let now = before.get(number).cloned().unwrap_or(Served::Elsewhere(None));
             let Some(role) = self.role(image, wanted, partition) else {
                 self.remove(topic, at, &now).await;
-                served.push(Served::Elsewhere(partition.leader));
+                let epoch = partition.leader_epoch;
+                let leader = partition.leader.map(|node| LeaderHint { node, epoch });
+                served.push(Served::Elsewhere(leader));
                 continue;
             };
             match now.replica().cloned() {
@@ -56,7 +68,10 @@ impl Replicas {
                         tell.push((at, running, role));
                     }
                 }
-                Some(running) if !self.may_repair(at, &role) => served.push(serve_as(running, &role)),
+                Some(running) if !self.may_replace(at, &role, &running) => {
+                    self.note_offline(at, &running, image);
+                    served.push(serve_as(running, &role));
+                }
                 broken => {
                     let why = self.drop_broken(topic, at, broken).await;
                     served.push(Served::Offline(why));
@@ -65,10 +80,14 @@ impl Replicas {
             }
         }
         self.tell(tell).await;
-        for (at, role, opened) in self.open_all(topic, open).await {
+        for (at, role, (opened, lost)) in self.open_all(topic, open).await {
+            if lost {
+                self.count_lost(at);
+            }
             if let Some(replica) = opened.replica() {
                 self.follow(at, replica, &role);
                 self.roles.insert(at, role);
+                self.lost.remove(&at);
             }
             if let Some(place) = served.get_mut(at.1 as usize) {
                 *place = opened;
@@ -100,9 +119,40 @@ impl Replicas {
     /// can be emptied, and fetched anew. A leader that was told in this very stay what the replica has stored might have
     /// it join the ISR by that; so metadata begins another when a loss is reported.
     fn may_repair(&self, at: At, role: &Role) -> bool {
-        let stay = Stay::of(role);
-        let told = self.roles.get(&at).and_then(Stay::of);
-        !role.isr.contains(&self.node.id) && stay.is_some() && told != stay
+        !role.isr.contains(&self.node.id) && Stay::of(role).is_some() && !self.was_told(at, role)
+    }
+
+    /// Whether its leader was told what this replica has stored, and may count on it still.
+    fn was_told(&self, at: At, role: &Role) -> bool {
+        Stay::of(role).is_some_and(|stay| self.roles.get(&at).and_then(Stay::of) == Some(stay))
+    }
+
+    /// Whether another may take the place of this replica, which is offline. What a panic has left alone is not fetched
+    /// anew but opened anew, and only to follow: then its leader says where it goes on.
+    fn may_replace(&self, at: At, role: &Role, running: &Partition) -> bool {
+        match running.offline() {
+            Some(Fault::Panicked) => Stay::of(role).is_some() && !self.reopened.contains(&at),
+            _ => self.may_repair(at, role),
+        }
+    }
+
+    /// A replica is offline, and stays so for now.
+    fn note_offline(&mut self, at: At, running: &Partition, image: &MetadataImage) {
+        match running.offline() {
+            // The others may be able to do without it by now.
+            Some(Fault::Panicked) if image.can_spare(self.node.id, at.0, at.1) => {
+                self.report(at, Fault::Panicked);
+            }
+            Some(Fault::Panicked) => {}
+            _ => self.count_lost(at),
+        }
+    }
+
+    /// Counts each loss once, however often it is met.
+    fn count_lost(&mut self, at: At) {
+        if self.lost.insert(at) {
+            self.node.metrics.lost_replicas.increment(1);
+        }
     }
 
     /// Ends the stream to a leader that is not the leader of `role`, and one of an earlier stay.
@@ -137,7 +187,7 @@ impl Replicas {
     /// Stops a replica that this node does not hold any more, and removes its log.
     async fn remove(&mut self, topic: &Topic, at: At, now: &Served) {
         self.replication.leave(at).await;
-        self.roles.remove(&at);
+        self.forget(at);
         let removed = match now {
             Served::Here(replica) | Served::Follows(replica, _) => {
                 replica.delete().await.map_err(|error| error.refusal())
@@ -153,13 +203,27 @@ impl Replicas {
         }
     }
 
-    /// Stops a replica whose storage has failed, and removes what it holds: all of it comes anew from the leader.
+    fn forget(&mut self, at: At) {
+        self.roles.remove(&at);
+        self.lost.remove(&at);
+        self.reopened.remove(&at);
+    }
+
+    /// Stops a replica whose storage has failed, and removes what it holds: all of it comes anew from the leader. What
+    /// one holds whose task has panicked stays.
     async fn drop_broken(&mut self, topic: &Topic, at: At, broken: Option<Partition>) -> String {
         let Some(broken) = broken else { return "its log is being opened".into() };
         self.replication.leave(at).await;
-        self.roles.remove(&at);
-        // Its storage has failed: that it does not close cleanly is no news.
+        // That it does not close cleanly is no news.
         broken.close().await.ok();
+        let why = broken.offline().map_or("its storage has failed".to_owned(), Fault::to_string);
+        if broken.offline() == Some(&Fault::Panicked) {
+            self.reopened.insert(at);
+            tracing::warn!(topic = %topic.name, partition = at.1, "a replica whose task has panicked is opened anew");
+            return why;
+        }
+        self.count_lost(at);
+        self.roles.remove(&at);
         match self.discard(topic, at.1).await {
             Ok(()) => {
                 tracing::warn!(topic = %topic.name, partition = at.1, "a failed replica is fetched anew");
@@ -169,7 +233,7 @@ impl Replicas {
                 tracing::error!(topic = %topic.name, partition = at.1, %error, "a failed replica stays")
             }
         }
-        broken.offline().unwrap_or("its storage has failed").to_owned()
+        why
     }
 
     async fn discard(&self, topic: &Topic, number: PartitionId) -> Result<(), WireError> {
@@ -189,20 +253,22 @@ impl Replicas {
             }
         }
         self.roles.retain(|(id, _), _| *id != topic.id);
+        self.lost.retain(|(id, _)| *id != topic.id);
+        self.reopened.retain(|(id, _)| *id != topic.id);
     }
 
-    async fn open_all(&self, topic: &Topic, open: Vec<(At, Role)>) -> Vec<(At, Role, Served)> {
+    async fn open_all(&self, topic: &Topic, open: Vec<(At, Role)>) -> Vec<(At, Role, (Served, bool))> {
         if open.is_empty() {
             return Vec::new();
         }
         if let Err(error) = self.make_folder(topic).await {
             let offline = Served::Offline(format!("its folder cannot be made: {}", error.message));
-            return open.into_iter().map(|(at, role)| (at, role, offline.clone())).collect();
+            return open.into_iter().map(|(at, role)| (at, role, (offline.clone(), true))).collect();
         }
         futures::stream::iter(open)
             .map(|(at, role)| async move {
-                let served = self.open(topic, at, role.clone()).await;
-                (at, role, served)
+                let opened = self.open(topic, at, role.clone()).await;
+                (at, role, opened)
             })
             .buffer_unordered(AT_ONCE)
             .collect()
@@ -227,80 +293,223 @@ impl Replicas {
             .await
     }
 
-    async fn open(&self, topic: &Topic, at: At, role: Role) -> Served {
+    /// Opens a replica; with whether it has lost what it had stored, or cannot be opened.
+    async fn open(&self, topic: &Topic, at: At, role: Role) -> (Served, bool) {
         let name = TopicPartition::new(topic.name.clone(), at.1);
         let folder = self.node.data.partition(&topic.name, topic.id, at.1);
-        let opened = match self.open_log(&folder, &role).await {
-            Err(error) if self.may_repair(at, &role) => {
-                tracing::warn!(partition = %name, %error, "a damaged replica is fetched anew");
-                match self.discard(topic, at.1).await {
-                    Ok(()) => {
-                        self.node.metrics.refetched_replicas.increment(1);
-                        self.open_log(&folder, &role).await
-                    }
-                    Err(_) => Err(error),
-                }
+        let mut opened = self.open_log(&folder, &role).await;
+        let mut lost = opened.is_err();
+        if let Err(fault) = &opened
+            && self.may_repair(at, &role)
+        {
+            tracing::warn!(partition = %name, %fault, "a damaged replica is fetched anew");
+            if self.discard(topic, at.1).await.is_ok() {
+                self.node.metrics.refetched_replicas.increment(1);
+                opened = self.open_log(&folder, &role).await;
             }
-            opened => opened,
-        };
-        // Out of the ISR it is repaired as soon as somebody leads; alone in it, it is for an operator to give it up.
-        let counted = role.isr.contains(&self.node.id) && role.isr.len() > 1;
-        match opened {
-            Ok(log) => {
-                if let Some(lost) = log.recovery().lost_stored {
-                    tracing::error!(partition = %name, lost, end = log.log_end(), "the disk has lost records that it had stored");
-                    if counted {
-                        let why =
-                            format!("its disk has lost records up to offset {lost}, which it had stored");
-                        self.report_lost(at, &why);
-                        return Served::Offline(why);
-                    }
-                }
-                tracing::debug!(partition = %name, start = log.log_start(), end = log.log_end(), "partition opened");
-                let committed = self.node.watermarks.known(at);
-                let replica = Partition::open(at, log, role.clone(), committed, &self.node.runtime);
-                serve_as(replica, &role)
-            }
-            Err(error) => {
-                let remedy = remedy(&role.isr, self.node.id);
-                tracing::error!(partition = %name, error = %error.message, "partition is offline: {remedy}");
+        }
+        // Out of the ISR it is repaired as soon as somebody leads who counts on nothing of it; alone in it, it is for an
+        // operator to give it up.
+        let counted = (role.isr.contains(&self.node.id) && role.isr.len() > 1) || self.was_told(at, &role);
+        let log = match opened {
+            Ok(log) => log,
+            Err(fault) => {
+                let image = self.node.metadata.image();
+                let remedy = remedy(&fault, &role.isr, self.node.id, |node| image.is_available(node));
+                tracing::error!(partition = %name, error = %fault, "partition is offline: {remedy}");
+                let why = fault.to_string();
                 if counted {
-                    self.report_lost(at, &error.message);
+                    self.report(at, fault);
                 }
-                Served::Offline(error.message)
+                return (Served::Offline(why), true);
             }
+        };
+        if let Some(end) = log.recovery().lost_stored {
+            tracing::error!(partition = %name, lost = end, end = log.log_end(), "the disk has lost records that it had stored");
+            lost = true;
+            if counted {
+                let why = format!("its disk has lost records up to offset {end}, which it had stored");
+                self.report(at, Fault::Damaged(why.clone()));
+                return (Served::Offline(why), true);
+            }
+        }
+        tracing::debug!(partition = %name, start = log.log_start(), end = log.log_end(), "partition opened");
+        let committed = self.node.watermarks.known(at);
+        let replica = Partition::open(at, log, role.clone(), committed, &self.node.runtime);
+        (serve_as(replica, &role), lost)
+    }
+
+    async fn open_log(&self, folder: &Path, role: &Role) -> Result<Log, Fault> {
+        let (env, folder, config) =
+            (self.node.logs.clone(), folder.to_owned(), LogConfig::from(&role.config));
+        let opened = self.node.blocking(move || Ok::<_, WireError>(Log::open(&env, &folder, config))).await;
+        match opened {
+            Ok(opened) => opened.map_err(|error| Fault::from(&error)),
+            Err(stopping) => Err(Fault::Failed(stopping.message)),
         }
     }
 
-    async fn open_log(&self, folder: &Path, role: &Role) -> Result<Log, WireError> {
-        let (env, folder, config) =
-            (self.node.logs.clone(), folder.to_owned(), LogConfig::from(&role.config));
-        self.node.blocking(move || Log::open(&env, &folder, config)).await
-    }
-
     /// A replica that cannot be counted on leaves the ISR; after that it is repaired.
-    fn report_lost(&self, (topic, partition): At, why: &str) {
-        let report = Report { topic, partition, matter: Matter::Lost(why.to_owned()) };
+    fn report(&self, (topic, partition): At, fault: Fault) {
+        let report = Report { topic, partition, matter: Matter::Offline(fault) };
         if self.node.runtime.reports.try_send(report).is_err() {
             let topic = self.node.called(topic);
             tracing::warn!(
                 topic,
                 partition,
-                "no room for the report of a lost replica: it waits for the next change"
+                "no room for the report of a replica that is offline: it waits for the next change"
             );
         }
     }
 }
 
-/// What becomes of a replica on node `own` that has failed, for the operator, by the ISR of its partition.
-pub(crate) fn remedy(isr: &[NodeId], own: NodeId) -> &'static str {
-    if isr.iter().any(|member| *member != own) {
-        "another replica goes on, and this one is fetched anew from it"
-    } else {
-        "no other replica is in sync: restore its folder from a backup, and start the broker again"
+/// What becomes of a replica on node `own` whose storage has failed, for the operator, by the ISR of its partition, and
+/// by who of it is up.
+pub(crate) fn remedy(
+    fault: &Fault,
+    isr: &[NodeId],
+    own: NodeId,
+    is_up: impl Fn(NodeId) -> bool,
+) -> &'static str {
+    let mut others = isr.iter().filter(|member| **member != own).peekable();
+    if others.peek().is_some() {
+        return if others.any(|member| is_up(*member)) {
+            "another replica goes on, and this one is fetched anew from it"
+        } else {
+            "another replica is in sync, and down: start its broker, and this one is fetched anew from it"
+        };
+    }
+    match fault {
+        Fault::Damaged(_) => {
+            "no other replica is in sync: restore its folder from a backup, and start the broker again"
+        }
+        Fault::Failed(_) | Fault::Panicked => {
+            "no other replica is in sync: see to what ails it, and start the broker again"
+        }
     }
 }
 
 fn serve_as(replica: Partition, role: &Role) -> Served {
-    if role.leads() { Served::Here(replica) } else { Served::Follows(replica, role.leader) }
+    let leader = role.leader.map(|node| LeaderHint { node, epoch: role.epoch });
+    if role.leads() { Served::Here(replica) } else { Served::Follows(replica, leader) }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::os::unix::fs::MetadataExt as _;
+    use std::time::Duration;
+
+    use bus_metadata::Command;
+    use bus_protocol::batch::{BatchBuilder, Compression};
+    use bus_protocol::produce::Acks;
+    use bus_protocol::request::CreateTopic;
+    use bus_protocol::{Epoch, TopicName};
+
+    use super::*;
+    use crate::{Broker, Options};
+
+    async fn start(folder: &Path, node_id: NodeId, join: &[&Broker]) -> Broker {
+        let options = Options {
+            node_id,
+            data: folder.join(node_id.to_string()),
+            listen: ([127, 0, 0, 1], 0).into(),
+            http: None,
+            join: join.iter().map(|broker| broker.address().to_owned()).collect(),
+            trust: Some(folder.join("trust")),
+            ..Options::default()
+        };
+        Broker::start(options).await.unwrap()
+    }
+
+    /// Waits until these are the ISR of the one partition of topic `t`, in leader epoch `least` or later, and the node runs
+    /// that; gives the epoch.
+    async fn in_sync(on: &Broker, isr: &[NodeId], least: Epoch) -> Epoch {
+        let state = |image: &MetadataImage| {
+            image.topic(&TopicName::new("t").unwrap()).and_then(|topic| topic.partition(0)).cloned()
+        };
+        let mut images = on.node.metadata.watch();
+        let is_so = |image: &Arc<MetadataImage>| {
+            state(image)
+                .is_some_and(|now| now.isr == isr && now.leader.is_some() && now.leader_epoch >= least)
+        };
+        let image = tokio::time::timeout(Duration::from_secs(60), images.wait_for(is_so)).await;
+        let image = image.unwrap_or_else(|_| panic!("not in time: {:?}", state(&on.node.metadata.image())));
+        let (index, epoch) = image.map(|image| (image.index(), state(&image).unwrap().leader_epoch)).unwrap();
+        on.node.await_metadata(index).await.unwrap();
+        epoch
+    }
+
+    /// The replica on this node is told what cannot be, and so panics.
+    async fn panic(broker: &Broker) {
+        let replica = broker.node.topics.get(&TopicName::new("t").unwrap()).unwrap().replicas().remove(0);
+        let wrong = Role {
+            node: broker.node.id,
+            leader: Some(broker.node.id),
+            epoch: 1_000,
+            partition_epoch: 1_000,
+            replicas: BTreeMap::new(),
+            isr: Vec::new(),
+            live: 0,
+            config: Default::default(),
+        };
+        replica.configure(wrong).await.unwrap_err();
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_replica_whose_task_has_panicked_keeps_what_it_has_and_others_go_on() {
+        let folder = tempfile::tempdir().unwrap();
+        let one = start(folder.path(), 1, &[]).await;
+        let two = start(folder.path(), 2, &[&one]).await;
+        let name = TopicName::new("t").unwrap();
+        let create = CreateTopic {
+            topic: name.clone(),
+            partitions: 1,
+            replicas: 2,
+            config: BTreeMap::new(),
+            if_not_exists: false,
+        };
+        one.node.change_everywhere(Command::CreateTopic(create)).await.unwrap();
+        let leader = one.node.metadata.image().topic(&name).unwrap().partition(0).unwrap().leader.unwrap();
+        let (old, new) = if leader == 1 { (&one, &two) } else { (&two, &one) };
+        let epoch = in_sync(old, &[1, 2], 0).await;
+        let (topic, replica) = old.node.topics.partition(&name, 0).unwrap();
+        let mut batch = BatchBuilder::new(Compression::None);
+        batch.push(1_000, None, Some(b"kept"), &[]);
+        let lane = replica.lane().unwrap();
+        let ticket = replica.append(batch.build_batch().unwrap(), Acks::All, &lane).await.unwrap();
+        ticket.await.unwrap();
+        let folder = old.node.data.partition(&name, topic.id, 0);
+        let inode = || std::fs::metadata(&folder).unwrap().ino();
+        let before = inode();
+
+        // Another leads, and this one follows it with the log that it has.
+        panic(old).await;
+        let epoch = in_sync(old, &[1, 2], epoch + 1).await;
+        let offline =
+            || topic.replicas().iter().map(|replica| replica.offline().cloned()).collect::<Vec<_>>();
+        assert_eq!((inode(), offline()), (before, vec![None]));
+        // One that panics again is left alone.
+        panic(old).await;
+        in_sync(old, &[new.node.id], epoch).await;
+        assert_eq!((inode(), offline()), (before, vec![Some(Fault::Panicked)]));
+        let counted = old.node.metrics.render();
+        for counter in ["bus_lost_replicas_total 0", "bus_refetched_replicas_total 0"] {
+            assert!(counted.contains(counter), "{counter}: {counted}");
+        }
+    }
+
+    #[test]
+    fn a_backup_is_for_what_is_damaged_and_nowhere_else() {
+        let up = |up: &'static [NodeId]| move |node| up.contains(&node);
+        let (failed, damaged) = (Fault::Failed("EIO".into()), Fault::Damaged("a wrong CRC".into()));
+        for fault in [&failed, &damaged] {
+            assert!(remedy(fault, &[1, 2, 3], 1, up(&[1, 3])).starts_with("another replica goes on"));
+            let down = remedy(fault, &[1, 2, 3], 1, up(&[1]));
+            assert!(down.contains("start its broker"), "{down}");
+        }
+        assert!(remedy(&damaged, &[1], 1, up(&[1, 2])).contains("from a backup"));
+        let again = remedy(&failed, &[1], 1, up(&[1, 2]));
+        assert!(!again.contains("backup") && again.contains("start the broker again"), "{again}");
+    }
 }

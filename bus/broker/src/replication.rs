@@ -226,3 +226,25 @@ async fn tell(following: &Following, mut send: SendStream) -> Ended {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use bus_protocol::batch::{BatchBuilder, Compression};
+
+    use super::*;
+
+    #[test]
+    fn producers_wait_for_what_was_not_committed_when_it_was_sent() {
+        let mut builder = BatchBuilder::new(Compression::None);
+        builder.push(1_000, None, Some(b"x"), &[]);
+        // It begins at offset 0.
+        let batch = builder.build_batch().unwrap();
+        let frame = |high_watermark| LeaderFrame::Batches { high_watermark, log_start: 0 };
+        assert!(is_awaited(&frame(0), batch.bytes()));
+        assert!(!is_awaited(&frame(1), batch.bytes()));
+        // The first of them counts: whoever catches up is sent what is committed first.
+        assert!(!is_awaited(&frame(1), &[&batch.bytes()[..], batch.bytes()].concat()));
+        assert!(!is_awaited(&frame(0), &[]), "a heartbeat brings nothing");
+        assert!(!is_awaited(&LeaderFrame::Start, batch.bytes()));
+    }
+}

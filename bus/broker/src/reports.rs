@@ -1,4 +1,5 @@
-//! What replicas have to say to metadata: changes of their ISR, storage that is lost, and disks that are full.
+//! What replicas have to say to metadata: changes of their ISR, storage that is lost, disks that are full, and tasks that
+//! have panicked.
 //!
 //! Gathered, and sent as one command for many partitions: when a broker goes, all that it followed says so at once.
 
@@ -8,7 +9,7 @@ use std::time::Duration;
 
 use bus_metadata::{Applied, Command, IsrChange, ProposeError, limits};
 use bus_protocol::{PartitionId, TopicId};
-use bus_replica::{IsrProposal, Matter, Report};
+use bus_replica::{Fault, IsrProposal, Matter, Report};
 use tokio::sync::mpsc;
 
 use crate::node::Node;
@@ -31,22 +32,26 @@ pub(crate) async fn run(node: Arc<Node>, mut reports: mpsc::Receiver<Report>) {
             count = reports.recv_many(&mut gathered, limits::PARTITIONS_PER_COMMAND) => if count == 0 { return },
             () = &mut stopping => return,
         }
-        let (mut proposals, mut lost, mut full) = (Vec::new(), Vec::new(), BTreeSet::new());
+        let (mut proposals, mut lost, mut spared) = (Vec::new(), Vec::new(), BTreeSet::new());
         for Report { topic, partition, matter } in gathered.drain(..) {
             match matter {
                 Matter::Isr(proposal) => proposals.push((topic, partition, proposal)),
-                Matter::Lost(why) => {
-                    tell_lost(&node, (topic, partition), &why);
+                Matter::Offline(Fault::Panicked) => {
+                    tell_panicked(&node, (topic, partition));
+                    spared.insert((topic, partition));
+                }
+                Matter::Offline(fault) => {
+                    tell_lost(&node, (topic, partition), &fault);
                     lost.push((topic, partition));
                 }
-                Matter::Full => drop(full.insert((topic, partition))),
+                Matter::Full => drop(spared.insert((topic, partition))),
             }
         }
         if !lost.is_empty() {
             say_lost(&node, lost).await;
         }
-        if !full.is_empty() {
-            say_full(&node, full).await;
+        if !spared.is_empty() {
+            say_spared(&node, spared).await;
         }
         if !proposals.is_empty() {
             propose(&node, proposals).await;
@@ -55,42 +60,65 @@ pub(crate) async fn run(node: Arc<Node>, mut reports: mpsc::Receiver<Report>) {
 }
 
 /// Says what becomes of a replica that has lost what it stored.
-fn tell_lost(node: &Node, (topic, partition): (TopicId, PartitionId), why: &str) {
+fn tell_lost(node: &Node, (topic, partition): (TopicId, PartitionId), fault: &Fault) {
     let image = node.metadata.image();
     let state = image.topic_by_id(topic).and_then(|topic| topic.partition(partition));
-    let remedy = state.map_or("it is deleted", |state| remedy(&state.isr, node.id));
-    node.metrics.lost_replicas.increment(1);
+    let up = |member| image.is_available(member);
+    let remedy = state.map_or("it is deleted", |state| remedy(fault, &state.isr, node.id, up));
     let topic = node.called(topic);
-    tracing::error!(topic, partition, why, "a replica has lost what it stored: {remedy}");
+    tracing::error!(topic, partition, why = %fault, "a replica has lost what it stored: {remedy}");
 }
 
-/// Tells metadata that replicas of this node have lost what they stored; again until it is heard, or not true any more.
-/// By what metadata says then they are emptied, and fetched anew.
+/// Says what becomes of a replica whose task has panicked.
+fn tell_panicked(node: &Node, (topic, partition): (TopicId, PartitionId)) {
+    let image = node.metadata.image();
+    let state = image.topic_by_id(topic).and_then(|topic| topic.partition(partition));
+    let leads = state.is_some_and(|state| state.leader == Some(node.id));
+    let spared = image.can_spare(node.id, topic, partition);
+    if !spared {
+        // Metadata has nothing to change, and yet it may be opened anew.
+        node.nudge.notify_one();
+    }
+    let remedy = if leads && !spared {
+        "the others cannot go on without it: start the broker again"
+    } else {
+        "others go on without it, and it is opened anew, once: if it stays offline, start the broker again"
+    };
+    let topic = node.called(topic);
+    tracing::error!(
+        topic,
+        partition,
+        "the task of a replica has panicked, and what it has stored is as it was: {remedy}"
+    );
+}
+
+/// Tells metadata that replicas of this node have lost what they stored. By what metadata says then they are emptied, and
+/// fetched anew.
 async fn say_lost(node: &Node, lost: Vec<(TopicId, PartitionId)>) {
-    let command = Command::ReportLost { node: node.id, epoch: node.epoch(), partitions: lost };
+    say(node, Command::ReportLost { node: node.id, epoch: node.epoch(), partitions: lost }).await;
+}
+
+/// Has others go on without replicas of this node that take nothing and have lost nothing, where they can.
+async fn say_spared(node: &Node, mut spared: BTreeSet<(TopicId, PartitionId)>) {
+    let image = node.metadata.image();
+    spared.retain(|(topic, partition)| image.can_spare(node.id, *topic, *partition));
+    if spared.is_empty() {
+        return;
+    }
+    let partitions = spared.into_iter().collect();
+    say(node, Command::ReportFull { node: node.id, epoch: node.epoch(), partitions }).await;
+}
+
+/// Tells metadata; again until it is heard, or not true any more.
+async fn say(node: &Node, command: Command) {
     loop {
         match node.metadata.propose(command.clone()).await {
             Ok(_) | Err(ProposeError::Rejected(_) | ProposeError::Stopped(_)) => return,
-            Err(error) => tracing::debug!(%error, "lost replicas are reported again"),
+            Err(error) => tracing::debug!(%error, "replicas that are offline or full are reported again"),
         }
         if node.pause(AGAIN).await.is_err() {
             return;
         }
-    }
-}
-
-/// Has others go on without replicas of this node that have no room, where they can. It is not said again where that
-/// fails: the next batch that finds no room does.
-async fn say_full(node: &Node, mut full: BTreeSet<(TopicId, PartitionId)>) {
-    let image = node.metadata.image();
-    full.retain(|(topic, partition)| image.can_spare(node.id, *topic, *partition));
-    if full.is_empty() {
-        return;
-    }
-    let partitions = full.into_iter().collect();
-    let command = Command::ReportFull { node: node.id, epoch: node.epoch(), partitions };
-    if let Err(error) = node.metadata.propose(command).await {
-        tracing::debug!(%error, "replicas without room stay in the ISR for now");
     }
 }
 

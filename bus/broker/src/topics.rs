@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use bus_function::Chain;
-use bus_protocol::{ErrorCode, NodeId, PartitionId, TopicConfig, TopicId, TopicName, WireError};
+use bus_protocol::{ErrorCode, LeaderHint, PartitionId, TopicConfig, TopicId, TopicName, WireError};
 use bus_replica::Partition;
 
 /// All topics that run here. Lookups are lock-free; only the reconciler writes.
@@ -33,11 +33,11 @@ pub(crate) enum Served {
     /// This node leads it.
     Here(Partition),
     /// This node holds a replica; another leads it, or nobody.
-    Follows(Partition, Option<NodeId>),
+    Follows(Partition, Option<LeaderHint>),
     /// This node holds a replica whose log does not open.
     Offline(String),
     /// This node holds no replica; who leads it, if anybody does.
-    Elsewhere(Option<NodeId>),
+    Elsewhere(Option<LeaderHint>),
 }
 
 impl Served {
@@ -89,7 +89,8 @@ impl Topic {
                 format!("partition {}-{partition} is offline: {why}", self.name),
             )),
             Some(Served::Follows(_, leader) | Served::Elsewhere(leader)) => {
-                let who = leader.map_or("nobody does".to_owned(), |leader| format!("node {leader} does"));
+                let who =
+                    leader.map_or("nobody does".to_owned(), |leader| format!("node {} does", leader.node));
                 let message = format!("this broker does not lead partition {}-{partition}: {who}", self.name);
                 Err(WireError { leader: *leader, ..WireError::new(ErrorCode::NotLeader, message) })
             }

@@ -5,9 +5,10 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
-use bus_broker::{Broker, Options};
+use bus_broker::{Broker, Failure, Options};
 use clap::Args;
-use futures::future::try_join_all;
+use futures::FutureExt as _;
+use futures::future::{select_all, try_join_all};
 
 use crate::failure::usage;
 use crate::interrupt::Interrupt;
@@ -94,7 +95,7 @@ fn addresses(data: &Path, nodes: usize) -> anyhow::Result<Vec<SocketAddr>> {
     Ok(addresses)
 }
 
-/// Runs a cluster in this process until the user interrupts.
+/// Runs a cluster in this process until the user interrupts, or one of its nodes cannot go on.
 async fn serve(
     data: &Path,
     addresses: &[SocketAddr],
@@ -115,12 +116,22 @@ async fn serve(
     if let Err(error) = shown {
         tracing::debug!(%error, "stdout is closed");
     }
-    interrupt.wait().await;
+    let failed = tokio::select! {
+        () = interrupt.wait() => None,
+        failure = first_failure(&brokers) => Some(failure),
+    };
     // One after the other, so that each has somebody to hand over to; only the last has not.
     for broker in brokers {
         broker.shutdown().await;
     }
-    Ok(())
+    start::ended(failed)
+}
+
+/// Resolves when one of the nodes cannot go on, with which and why. None comes back by itself here.
+async fn first_failure(brokers: &[Broker]) -> (u64, Failure) {
+    let failures =
+        (1..).zip(brokers).map(|(node, broker)| Box::pin(broker.failed().map(move |why| (node, why))));
+    select_all(failures).await.0
 }
 
 fn tell(brokers: &[Broker], data: &Path, note: &str) -> anyhow::Result<()> {

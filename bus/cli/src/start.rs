@@ -4,7 +4,7 @@ use std::net::{SocketAddr, ToSocketAddrs as _};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
-use bus_broker::{Broker, Options};
+use bus_broker::{Broker, Failure, Options};
 use clap::Args;
 use tokio::io::AsyncReadExt as _;
 
@@ -177,12 +177,17 @@ pub(crate) async fn serve(
     let failed = tokio::select! {
         () = interrupt.wait() => None,
         () = stdin_closed(), if until_stdin_closes => None,
-        failure = broker.failed() => Some(failure),
+        failure = broker.failed() => Some((node, failure)),
     };
     broker.shutdown().await;
+    ended(failed)
+}
+
+/// What comes of a node that could not go on.
+pub(crate) fn ended(failed: Option<(u64, Failure)>) -> anyhow::Result<()> {
     match failed {
         None => Ok(()),
-        Some(failure) => anyhow::bail!("node {node} has stopped: {failure}"),
+        Some((node, failure)) => anyhow::bail!("node {node} has stopped: {failure}"),
     }
 }
 

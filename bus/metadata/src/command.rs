@@ -121,8 +121,8 @@ pub enum Command {
         /// At most [`limits::PARTITIONS_PER_COMMAND`](crate::limits::PARTITIONS_PER_COMMAND).
         partitions: Vec<(TopicId, PartitionId)>,
     },
-    /// A broker's disk has no room for what its replicas are to store. What they have stored stays valid: they leave the
-    /// ISR, and the leadership, where the others can do without them (see
+    /// A broker's disk has no room for what its replicas are to store, or their task has panicked. What they have stored
+    /// stays valid: they leave the ISR, and the leadership, where the others can do without them (see
     /// [`MetadataImage::can_spare`](crate::MetadataImage::can_spare)). Each stands or falls by itself.
     /// -> [`Applied::Partitions`]
     ReportFull {

@@ -6,7 +6,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use crate::node::Core;
-use crate::{Command, MetadataImage, ProposeError, controller};
+use crate::{Command, MetadataImage, controller};
 
 /// Fences who is silent, does what the controller decides, and has as many nodes vote as there should be.
 pub(crate) async fn control(core: Arc<Core>) {
@@ -38,7 +38,6 @@ pub(crate) async fn control(core: Arc<Core>) {
                 match proposed {
                     // The image has moved, and is looked at again.
                     Ok((_, Ok(_))) => continue,
-                    Err(ProposeError::Stopped(_)) => return,
                     Ok((_, Err(rejected))) => {
                         tracing::debug!(%rejected, "the controller's command was refused")
                     }

@@ -114,6 +114,14 @@ pub enum EnterError {
         /// The directory's.
         ours: String,
     },
+    /// The directory keeps topics, and nothing of the metadata that knows of them; nor is their cluster there.
+    #[error(
+        "the data directory holds topics of cluster {cluster_id}, and its metadata/ is lost: a cluster that is formed anew would delete them: restore metadata/ from a copy, pass a --join list with nodes of that cluster that run, or use an empty data directory"
+    )]
+    MetadataLost {
+        /// The cluster of the topics.
+        cluster_id: String,
+    },
     /// The listed nodes are of two clusters.
     #[error("{at} is of cluster {one}, and {address} of cluster {other}: list the nodes of one cluster")]
     TwoClusters {
@@ -182,7 +190,7 @@ pub enum EnterError {
     Metadata(#[from] Error),
 }
 
-/// Why a command was not applied.
+/// Why a command was not applied. Variants are added at the end: their order is the wire's.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 pub enum ProposeError {
     /// It was agreed on, and changed nothing.
@@ -196,14 +204,6 @@ pub enum ProposeError {
         /// Who leads, as far as is known.
         leader: Option<NodeId>,
     },
-    /// Most voters have been silent for the session timeout: it certainly was not applied.
-    #[error("{}: nothing was changed; start them, and try again", no_majority(*node, silent))]
-    NoMajority {
-        /// Who was asked.
-        node: NodeId,
-        /// The voters that do not answer it.
-        silent: Vec<NodeId>,
-    },
     /// The command is larger than [`limits::COMMAND_BYTES`](crate::limits::COMMAND_BYTES).
     #[error("a command of {size} bytes is over the limit of {limit}: ask for less at once")]
     TooLarge {
@@ -215,14 +215,23 @@ pub enum ProposeError {
     /// More proposals are under way than [`Options::proposals_in_flight`](crate::Options::proposals_in_flight).
     #[error("too many changes of the metadata are under way: try again")]
     Busy,
-    /// It took longer than it may; it may have happened or not, or still happen.
+    /// It took longer than it may, or this node's metadata has stopped meanwhile: it may have happened or not, or still
+    /// happen.
     #[error(
-        "no majority of the metadata group has confirmed the change within {0} ms: whether it was made is not known, and it may still be: check that most voters run (`bus cluster status`), look whether it is there (`bus topic describe`, `bus function list`), and only then try again"
+        "after {0} ms a majority of the metadata group has not confirmed the change: whether it was made is not known, and it may still be: check that most voters run (`bus cluster status`), look whether it is there (`bus topic describe`, `bus function list`), and only then try again"
     )]
     TimedOut(u64),
-    /// The metadata has stopped.
+    /// The metadata has stopped, before it proposed anything: it certainly was not applied.
     #[error("the node's metadata has stopped: {0}")]
     Stopped(String),
+    /// Most voters have been silent for the session timeout: it certainly was not applied.
+    #[error("{}: nothing was changed; start them, and try again", no_majority(*node, silent))]
+    NoMajority {
+        /// Who was asked.
+        node: NodeId,
+        /// The voters that do not answer it.
+        silent: Vec<NodeId>,
+    },
 }
 
 impl ProposeError {

@@ -32,8 +32,22 @@ enum Joining {
     Later(String),
 }
 
+/// What a node's data directory keeps. Topics of two clusters may bear the same names and ids, and what a cluster's
+/// metadata does not know of is deleted: so a directory stays with the cluster that its topics are of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Keeps<'a> {
+    /// No topics: the node may enter any cluster.
+    Nothing {
+        /// Of the cluster that it forms, if it does.
+        cluster_id_if_new: &'a str,
+    },
+    /// Topics of the cluster of this id: the node may enter no other, and forms none.
+    TopicsOf(&'a str),
+}
+
 /// What this node was started with.
 struct Entry<'a> {
+    keeps: Keeps<'a>,
     own: &'a str,
     seeds: &'a [String],
     /// The others of `seeds`.
@@ -48,41 +62,54 @@ impl Metadata {
     ///
     /// `seeds` are the addresses that all nodes of a cluster are started with, in the same order; `own` is the one by
     /// which the others reach this node. With none but its own it is a cluster by itself. A node with a new store
-    /// joins the cluster that a seed is of; it forms cluster `cluster_id_if_new` if it stands first among the seeds
-    /// and all the others say that they are new too. A node that was in a cluster before goes back to that one, and
+    /// joins the cluster that a seed is of; it forms one if it stands first among the seeds, all the others say that
+    /// they are new too, and it [keeps](Keeps) nothing. A node that was in a cluster before goes back to that one, and
     /// does not need the seeds. Either way it waits for those that it needs, for at most
-    /// [`Options::join_timeout_ms`](crate::Options::join_timeout_ms).
+    /// [`Options::join_timeout_ms`](crate::Options::join_timeout_ms). One that keeps topics of another cluster is
+    /// refused before anybody hears of it.
     pub async fn enter(
         &self,
         own: &str,
         seeds: &[String],
-        cluster_id_if_new: &str,
+        keeps: Keeps<'_>,
         registration: Registration,
     ) -> Result<u64, EnterError> {
         let core = self.core();
+        if let Keeps::TopicsOf(cluster_id) = keeps {
+            self.check_cluster_id(cluster_id)?;
+        }
         if let Some(first) = seeds.first() {
             core.first.get_or_init(|| first.clone());
         }
         let distinct: BTreeSet<_> = seeds.iter().filter(|seed| *seed != own).cloned().collect();
         let others = distinct.into_iter().collect();
         let deadline = Instant::now() + core.options.join_timeout();
-        let entry = Entry { own, seeds, others, directory: registration.directory, deadline };
+        let entry = Entry { keeps, own, seeds, others, directory: registration.directory, deadline };
         if core.joined.load(Ordering::Acquire) {
-            self.come_back(&entry, cluster_id_if_new).await?;
+            self.come_back(&entry).await?;
         } else if entry.others.is_empty() {
-            self.bootstrap(cluster_id_if_new).await?;
+            self.form(keeps).await?;
         } else {
-            self.form_or_join(&entry, cluster_id_if_new).await?;
+            self.form_or_join(&entry).await?;
         }
         let epoch = tokio::select! {
             registered = self.register(registration, entry.deadline) => registered?,
-            error = self.look_around(&entry.others) => return Err(error),
+            error = self.look_around(&entry) => return Err(error),
         };
         core.session.send_modify(|session| session.epoch = Some(epoch));
         Ok(epoch)
     }
 
-    async fn form_or_join(&self, entry: &Entry<'_>, cluster_id_if_new: &str) -> Result<(), EnterError> {
+    /// Forms a cluster of this node. One that has lost its metadata does not: by what the new cluster knows, its topics
+    /// would be leftovers.
+    async fn form(&self, keeps: Keeps<'_>) -> Result<(), EnterError> {
+        match keeps {
+            Keeps::Nothing { cluster_id_if_new } => Ok(self.bootstrap(cluster_id_if_new).await?),
+            Keeps::TopicsOf(cluster_id) => Err(metadata_lost(cluster_id)),
+        }
+    }
+
+    async fn form_or_join(&self, entry: &Entry<'_>) -> Result<(), EnterError> {
         let mut waits = String::new();
         let mut taken = None;
         loop {
@@ -102,11 +129,8 @@ impl Metadata {
             } else if let Some(wait) = self.may_form(entry, &answers)? {
                 wait
             } else {
-                tracing::info!(
-                    cluster_id = cluster_id_if_new,
-                    "all listed nodes are new: this one forms the cluster"
-                );
-                return Ok(self.bootstrap(cluster_id_if_new).await?);
+                tracing::info!("all listed nodes are new: this one forms the cluster");
+                return self.form(entry.keeps).await;
             };
             if wait != waits {
                 tracing::info!("this node waits {wait}{}", self.gives_up());
@@ -141,7 +165,7 @@ impl Metadata {
                 return Err(EnterError::SameId { node, address, own });
             }
             let Some(cluster) = hello.cluster_id.as_deref() else { continue };
-            self.check_cluster(address, cluster)?;
+            self.check_cluster(entry, address, cluster)?;
             match found {
                 Some((other, at)) if other != cluster => {
                     return Err(EnterError::TwoClusters {
@@ -157,13 +181,18 @@ impl Metadata {
         Ok(found.map(|(cluster, _)| cluster.to_owned()))
     }
 
-    /// Refuses a cluster that is not the one that this node was of before.
-    fn check_cluster(&self, address: &str, theirs: &str) -> Result<(), EnterError> {
-        match self.cluster_id() {
-            Some(ours) if *ours != *theirs => Err(EnterError::OtherCluster {
+    /// Refuses a cluster that is not the one that this node was of before, by its metadata or by its topics.
+    fn check_cluster(&self, entry: &Entry<'_>, address: &str, theirs: &str) -> Result<(), EnterError> {
+        let known = self.cluster_id();
+        let kept = match entry.keeps {
+            Keeps::Nothing { .. } => None,
+            Keeps::TopicsOf(cluster_id) => Some(cluster_id),
+        };
+        match known.as_deref().or(kept) {
+            Some(ours) if ours != theirs => Err(EnterError::OtherCluster {
                 address: address.to_owned(),
                 theirs: theirs.to_owned(),
-                ours: ours.to_string(),
+                ours: ours.to_owned(),
             }),
             _ => Ok(()),
         }
@@ -172,6 +201,14 @@ impl Metadata {
     /// Whom this node waits for before it forms the cluster, or before another does; `None` if it is to form it now.
     fn may_form(&self, entry: &Entry<'_>, answers: &Answers) -> Result<Option<String>, EnterError> {
         let silent = silent(answers);
+        if let Keeps::TopicsOf(cluster_id) = entry.keeps {
+            if silent.is_empty() {
+                return Err(metadata_lost(cluster_id));
+            }
+            return Ok(Some(format!(
+                "for {silent} to answer: its metadata is lost, and only nodes of its cluster {cluster_id} can take it in again"
+            )));
+        }
         let first = entry.seeds.first().map_or(entry.own, String::as_str);
         if first != entry.own || self.cluster_id().is_some() {
             return Ok(Some(if silent.is_empty() {
@@ -253,7 +290,7 @@ impl Metadata {
             let asked = timeout(core.options.propose_timeout(), core.peers.ask_address(&address, question));
             match asked.await {
                 Ok(Ok(Reply::Joined { cluster_id })) => {
-                    self.check_cluster(&address, &cluster_id)?;
+                    self.check_cluster(entry, &address, &cluster_id)?;
                     self.note_cluster(&cluster_id).await?;
                     core.joined.store(true, Ordering::Release);
                     tracing::info!(cluster_id, "this node has joined the cluster");
@@ -275,7 +312,7 @@ impl Metadata {
     }
 
     /// Goes back to the cluster that this node was in.
-    async fn come_back(&self, entry: &Entry<'_>, cluster_id_if_new: &str) -> Result<(), EnterError> {
+    async fn come_back(&self, entry: &Entry<'_>) -> Result<(), EnterError> {
         let core = self.core();
         let alone = core.members().voters.keys().eq([&self.node()]);
         // Its store says that it is a cluster by itself; the list may say that another was meant.
@@ -286,9 +323,11 @@ impl Metadata {
                     return Err(EnterError::Distrusted { address: address.clone(), why: why.clone() });
                 }
             }
-            self.check_others(&answers)?;
-            let cluster_id = self.cluster_id();
-            return Ok(self.bootstrap(cluster_id.as_deref().unwrap_or(cluster_id_if_new)).await?);
+            self.check_others(entry, &answers)?;
+            return match self.cluster_id() {
+                Some(cluster_id) => Ok(self.bootstrap(&cluster_id).await?),
+                None => self.form(entry.keeps).await,
+            };
         }
         let mut leader = core.leader.clone();
         loop {
@@ -302,7 +341,7 @@ impl Metadata {
                 return Err(EnterError::NoLeader { waited_ms: core.options.join_timeout_ms, voters });
             }
             let answers = self.ask_all(&entry.others).await;
-            self.check_others(&answers)?;
+            self.check_others(entry, &answers)?;
             let silent = match silent(&answers) {
                 silent if silent.is_empty() => silent,
                 silent => format!("; nobody answers at {silent}"),
@@ -316,20 +355,20 @@ impl Metadata {
 
     /// Asks the listed nodes again and again where they are, until one is of another cluster: a leader is waited for,
     /// and whoever led last, by this node's own store, may be gone or elsewhere.
-    async fn look_around(&self, others: &[String]) -> EnterError {
+    async fn look_around(&self, entry: &Entry<'_>) -> EnterError {
         loop {
             sleep(HELLO / 2).await;
-            if let Err(error) = self.check_others(&self.ask_all(others).await) {
+            if let Err(error) = self.check_others(entry, &self.ask_all(&entry.others).await) {
                 return error;
             }
         }
     }
 
     /// Refuses listed nodes of another cluster, and notes where those of this one are: all may have moved since.
-    fn check_others(&self, answers: &Answers) -> Result<(), EnterError> {
+    fn check_others(&self, entry: &Entry<'_>, answers: &Answers) -> Result<(), EnterError> {
         for (address, answer) in answers {
             if let Ok(Hello { node, cluster_id: Some(theirs), .. }) = answer {
-                self.check_cluster(address, theirs)?;
+                self.check_cluster(entry, address, theirs)?;
                 self.core().peers.note(*node, address);
             }
         }
@@ -367,6 +406,10 @@ impl Metadata {
     }
 }
 
+fn metadata_lost(cluster_id: &str) -> EnterError {
+    EnterError::MetadataLost { cluster_id: cluster_id.to_owned() }
+}
+
 /// The listed nodes that did not answer.
 fn silent(answers: &Answers) -> String {
     let silent = answers.iter().filter(|(_, answer)| answer.is_err());
@@ -383,7 +426,8 @@ fn gave_up(entry: &Entry<'_>, answers: Answers, waits: String) -> EnterError {
     let tried = entry.others.join(", ");
     let errors: Vec<_> = answers.into_values().filter_map(Result::err).collect();
     match errors.first() {
-        Some(error) if errors.len() == entry.others.len() => {
+        // One that has lost its metadata is to hear of that.
+        Some(error) if errors.len() == entry.others.len() && matches!(entry.keeps, Keeps::Nothing { .. }) => {
             EnterError::NobodyAnswers { tried, why: error.to_string() }
         }
         _ => EnterError::GaveUp { waits },

@@ -53,6 +53,7 @@ pub use balance::{Balance, balance};
 pub use command::{Applied, Command, Deployment, DirectoryId, IsrChange, PartitionChange, Registration};
 pub use error::{EnterError, Error, ProposeError};
 pub use image::{Broker, Function, FunctionVersion, MetadataImage, Partition, Topic};
+pub use join::Keeps;
 pub use metadata::{Metadata, Progress};
 pub use network::{PeerClient, PeerError};
 pub use node::Members;

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
 
 use bus_protocol::NodeId;
 use bytes::Bytes;
@@ -11,7 +12,7 @@ use openraft::error::{Fatal, InitializeError, RaftError};
 use openraft::{BasicNode, Raft, ServerState, SnapshotPolicy};
 use tokio::sync::{RwLock, Semaphore, watch};
 use tokio::task::{JoinHandle, JoinSet};
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use crate::control::control;
 use crate::liveness::Liveness;
@@ -24,6 +25,9 @@ use crate::{
     Applied, Command, Error, Members, MetadataImage, Options, PeerClient, ProposeError, Quorum, Rejected,
     limits,
 };
+
+/// How long Raft may take to say why it has stopped.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// One node's metadata. A clone is another handle to the same.
 #[derive(Clone, Debug)]
@@ -168,7 +172,8 @@ impl Metadata {
     /// Has the group agree on a command, and applies it: on any node, which forwards it to the leader, and waits for
     /// one for at most [`Options::propose_timeout_ms`]. When this returns, the command is on the disks of a majority,
     /// and [`Self::image`] and [`Self::watch`] show what it did, also where it was rejected. After
-    /// [`ProposeError::TimedOut`] it is not known whether it was or will be applied; after any other error it was not.
+    /// [`ProposeError::TimedOut`], which also answers what was under way when this node's metadata stopped, it is not
+    /// known whether it was or will be applied; after any other error it was not.
     pub async fn propose(&self, command: Command) -> Result<Applied, ProposeError> {
         self.core().propose(command).await
     }
@@ -200,22 +205,33 @@ impl Metadata {
     /// else with [`Error::Stopped`]. The node knows of no change any more then, and must not go on. Never after
     /// [`Self::shutdown`].
     pub async fn failed(&self) -> Error {
-        let (mut metrics, mut leader) = (self.raft().metrics(), self.core().leader.clone());
-        let error = loop {
-            match &metrics.borrow_and_update().running_state {
-                Ok(()) => {}
-                Err(Fatal::StorageError(why)) => break storage(&self.inner.dir, why),
-                Err(fatal) => break stopped(fatal),
-            }
-            // Whoever panics says nothing, and is seen to be gone.
-            tokio::select! {
-                biased;
-                changed = metrics.changed() => if changed.is_err() { break stopped("Raft's task has panicked") },
-                changed = leader.changed() => if changed.is_err() { break stopped("a task of it has ended") },
+        let mut leader = self.core().leader.clone();
+        let ended = async { while leader.changed().await.is_ok() {} };
+        let error = tokio::select! {
+            biased;
+            error = self.raft_failed() => error,
+            // What Raft has met may have ended it, and Raft says so a little later.
+            () = ended => {
+                let said = timeout(LAST_WORDS, self.raft_failed()).await;
+                said.unwrap_or_else(|_| stopped("a task of it has ended"))
             }
         };
         let is_shut_down = self.inner.open.lock().unwrap_or_else(PoisonError::into_inner).is_none();
         if is_shut_down { std::future::pending().await } else { error }
+    }
+
+    /// Resolves when Raft has stopped, with why.
+    async fn raft_failed(&self) -> Error {
+        let mut metrics = self.raft().metrics();
+        let Ok(last) = metrics.wait_for(|metrics| metrics.running_state.is_err()).await else {
+            // Whoever panics says nothing, and is seen to be gone.
+            return stopped("Raft's task has panicked");
+        };
+        match &last.running_state {
+            Err(Fatal::StorageError(why)) => storage(&self.inner.dir, why),
+            Err(fatal) => stopped(fatal),
+            Ok(()) => unreachable!("it was waited for"),
+        }
     }
 
     /// Who leads the group, as far as this node knows.
@@ -302,7 +318,7 @@ impl Metadata {
     }
 
     /// Refuses another cluster than the one that this node belongs to, and an id that cannot be one.
-    fn check_cluster_id(&self, cluster_id: &str) -> Result<(), Error> {
+    pub(crate) fn check_cluster_id(&self, cluster_id: &str) -> Result<(), Error> {
         match self.cluster_id() {
             Some(found) if *found == *cluster_id => Ok(()),
             Some(found) => Err(Error::OtherCluster {
@@ -416,7 +432,7 @@ fn stopped(why: impl std::fmt::Display) -> Error {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::PeerError;
 
@@ -434,7 +450,7 @@ mod tests {
         }
     }
 
-    async fn alone() -> (tempfile::TempDir, Metadata) {
+    pub(crate) async fn alone() -> (tempfile::TempDir, Metadata) {
         let dir = tempfile::tempdir().unwrap();
         let started = Metadata::start(Options::default(), 1, "node-1:1", dir.path(), Arc::new(Alone)).await;
         let metadata = started.unwrap();
@@ -453,6 +469,21 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn what_raft_has_met_is_said_rather_than_what_ended_by_it() {
+        let (_dir, metadata) = alone().await;
+        let mut failed = std::pin::pin!(metadata.failed());
+        metadata.inner.open.lock().unwrap().as_ref().unwrap().running.abort();
+        while metadata.core().leader.has_changed().is_ok() {
+            tokio::task::yield_now().await;
+        }
+        assert!(timeout(Duration::ZERO, &mut failed).await.is_err(), "Raft may have something to say");
+        metadata.raft().with_raft_state(|_| panic!("as a bug in Raft does it")).await.unwrap_err();
+        let error = failed.await.to_string();
+        assert!(error.contains("panicked"), "{error}");
+        metadata.shutdown().await;
+    }
+
+    #[tokio::test]
     async fn that_a_task_ends_is_noticed_and_a_shutdown_is_no_failure() {
         let (_dir, metadata) = alone().await;
         let failed = tokio::spawn({
@@ -463,7 +494,7 @@ mod tests {
         let error = failed.await.unwrap();
         assert!(matches!(error, Error::Stopped(_)), "{error}");
         metadata.shutdown().await;
-        let later = tokio::time::timeout(std::time::Duration::ZERO, metadata.failed());
+        let later = timeout(Duration::ZERO, metadata.failed());
         assert!(later.await.is_err(), "it was shut down");
     }
 }

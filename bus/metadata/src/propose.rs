@@ -62,8 +62,8 @@ impl Core {
                     let shown = timeout_at(deadline, image.wait_for(|image| image.index() >= index)).await;
                     return match shown {
                         Ok(Ok(_)) => Ok(result?),
-                        Ok(Err(_)) => Err(ProposeError::Stopped("it was shut down".into())),
-                        Err(_) => Err(ProposeError::TimedOut(millis(began.elapsed()))),
+                        // It is applied; but this node has stopped, or is late, and shows nothing of it.
+                        _ => Err(ProposeError::TimedOut(millis(began.elapsed()))),
                     };
                 }
                 Attempt::Failed(error) => return Err(error),
@@ -134,7 +134,8 @@ impl Core {
         })
     }
 
-    /// [`ProposeError::NotLeader`] is certain: Raft says it of what it has not appended, or has cut off again.
+    /// [`ProposeError::NotLeader`] is certain: Raft says it of what it has not appended, or has cut off again. Of what it
+    /// has when it stops it says nothing.
     async fn write(
         &self,
         command: Command,
@@ -157,7 +158,10 @@ impl Core {
             Ok(Err(RaftError::APIError(ClientWriteError::ForwardToLeader(forward)))) => {
                 Err(ProposeError::NotLeader { node: self.node(), leader: forward.leader_id })
             }
-            Ok(Err(error)) => Err(ProposeError::Stopped(error.to_string())),
+            Ok(Err(error)) => {
+                tracing::warn!(%error, "the metadata has stopped, and does not say what came of a change");
+                Err(ProposeError::TimedOut(millis(began.elapsed())))
+            }
         }
     }
 
@@ -228,6 +232,35 @@ fn check_clock(node: NodeId, theirs: Timestamp, ours: Timestamp) -> Result<(), R
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn what_was_under_way_when_the_metadata_stopped_is_not_known() {
+        for _ in 0..10 {
+            let (_dir, metadata) = crate::metadata::tests::alone().await;
+            let core = metadata.core();
+            let node = core.node();
+            let registration = Registration {
+                node,
+                address: core.address.clone(),
+                rack: None,
+                directory: crate::DirectoryId([1; 16]),
+                clean: true,
+            };
+            let (proposed, panicked) = tokio::join!(
+                metadata.propose(Command::RegisterBroker(registration)),
+                core.raft.with_raft_state(|_| panic!("as a bug in Raft does it")),
+            );
+            panicked.unwrap_err();
+            // It may have been quicker.
+            assert!(matches!(proposed, Ok(_) | Err(ProposeError::TimedOut(_))), "{proposed:?}");
+            let later = metadata.propose(Command::DrainBroker { node, drained: true });
+            // The next one may be under way before it is seen that Raft is gone.
+            assert!(matches!(later.await, Err(ProposeError::TimedOut(_) | ProposeError::Stopped(_))));
+            metadata.shutdown().await;
+            let late = metadata.propose(Command::DrainBroker { node, drained: true }).await;
+            assert!(matches!(late, Err(ProposeError::Stopped(_))), "{late:?}");
+        }
+    }
 
     #[test]
     fn a_clock_that_is_far_off_is_refused_with_how_far() {

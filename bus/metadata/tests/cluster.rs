@@ -6,7 +6,7 @@ mod wires;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bus_metadata::{Command, EnterError, Metadata, Options, ProposeError};
+use bus_metadata::{Command, EnterError, Error, Keeps, Metadata, Options, ProposeError};
 use bus_protocol::ErrorCode;
 use tempfile::TempDir;
 use tokio::time::{Instant, timeout};
@@ -292,6 +292,53 @@ async fn who_cannot_join_is_told_why() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_keeps_topics_enters_their_cluster_and_no_other() {
+    let wires = Arc::new(Wires::default());
+    let dirs = [(); 3].map(|()| TempDir::new().unwrap());
+    let lost = |refused: Result<u64, EnterError>| {
+        let refused = refused.unwrap_err();
+        assert!(matches!(&refused, EnterError::MetadataLost { cluster_id } if cluster_id == "cluster-a"));
+        assert!(refused.to_string().contains("restore metadata/ from a copy"), "{refused}");
+    };
+    // By itself, with or without a list; and with another that has lost its metadata, too.
+    let (one, two) = (start(&wires, 1, &dirs[0]).await, start(&wires, 2, &dirs[1]).await);
+    let of_a = Keeps::TopicsOf("cluster-a");
+    lost(enter_keeping(&one, &[], of_a, 0).await);
+    lost(enter_keeping(&one, &[1], of_a, 0).await);
+    let both = tokio::join!(enter_keeping(&one, &[1, 2], of_a, 0), enter_keeping(&two, &[1, 2], of_a, 0));
+    lost(both.0);
+    lost(both.1);
+    assert_eq!((one.cluster_id(), one.progress().last), (None, None), "it has formed nothing");
+    two.shutdown().await;
+
+    // A living cluster that is not theirs never hears of it; the one that is takes it in.
+    enter(&one, &[1], 0).await.unwrap();
+    one.ready().await.unwrap();
+    let two = start(&wires, 2, &dirs[1]).await;
+    let before = one.members();
+    let refused = enter_keeping(&two, &[1, 2], Keeps::TopicsOf("cluster-b"), 0).await.unwrap_err();
+    assert!(
+        matches!(&refused, EnterError::OtherCluster { theirs, ours, .. } if theirs == "cluster-a" && ours == "cluster-b"),
+        "{refused}"
+    );
+    assert_eq!((one.members(), two.cluster_id()), (before, None));
+    enter_keeping(&two, &[1, 2], of_a, 0).await.unwrap();
+    two.shutdown().await;
+    // Nor does one enter by the metadata of another than that of its topics.
+    let two = start(&wires, 2, &dirs[1]).await;
+    let refused = enter_keeping(&two, &[1, 2], Keeps::TopicsOf("cluster-b"), 0).await.unwrap_err();
+    assert!(matches!(refused, EnterError::Metadata(Error::OtherCluster { .. })), "{refused}");
+    two.shutdown().await;
+
+    // The one that it waits for may still come.
+    let three = start_with(Options { join_timeout_ms: 300, ..quick() }, &wires, 3, &dirs[2]).await;
+    let refused = enter_keeping(&three, &[7, 3], of_a, 0).await.unwrap_err().to_string();
+    assert!(refused.contains("waited for node-7:1 to answer: its metadata is lost"), "{refused}");
+    three.shutdown().await;
+    one.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_whole_cluster_starts_again_elsewhere_too() {
     let cluster = Cluster::of(3).await;
     cluster.node(1).propose(create_wide(0, 30, 3)).await.unwrap();
@@ -332,7 +379,7 @@ async fn again(wires: Arc<Wires>, node: u64, dir: &std::path::Path) -> Metadata 
     wires.plug(&started);
     let seeds = [1, 2, 3].map(|node| wires.address(node));
     let registration = bus_metadata::Registration { address: address.clone(), ..registration(node, 0) };
-    started.enter(&address, &seeds, "cluster-b", registration).await.unwrap();
+    started.enter(&address, &seeds, nothing("cluster-b"), registration).await.unwrap();
     started.ready().await.unwrap();
     started
 }

@@ -97,9 +97,9 @@ async fn a_single_node_leads_at_once_and_keeps_what_it_answered() {
 async fn a_directory_of_another_cluster_is_refused() {
     let (wires, dirs) = (Arc::new(Wires::default()), [(); 2].map(|()| TempDir::new().unwrap()));
     let one = start_with(alone(), &wires, 1, &dirs[0]).await;
-    one.enter("node-1:1", &[], "cluster-a", registration(1, 0)).await.unwrap();
+    one.enter("node-1:1", &[], nothing("cluster-a"), registration(1, 0)).await.unwrap();
     let two = start_with(alone(), &wires, 2, &dirs[1]).await;
-    two.enter("node-2:1", &[], "cluster-b", registration(2, 0)).await.unwrap();
+    two.enter("node-2:1", &[], nothing("cluster-b"), registration(2, 0)).await.unwrap();
     two.shutdown().await;
     let two = start_with(alone(), &wires, 2, &dirs[1]).await;
     let refused = enter(&two, &[1, 2], 0).await.unwrap_err();

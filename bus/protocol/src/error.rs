@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::NodeId;
+use crate::{Epoch, NodeId};
 
 /// Why a request was refused. Variants are added at the end: their order is the wire's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -103,7 +103,16 @@ pub struct WireError {
     /// [`crate::limits::REPORTED_RECORD_ERRORS`] of them.
     pub records: Vec<RecordError>,
     /// With [`ErrorCode::NotLeader`]: who leads, as far as this broker knows.
-    pub leader: Option<NodeId>,
+    pub leader: Option<LeaderHint>,
+}
+
+/// Who leads a partition, as a broker that does not lead it knows (KIP-951). Whoever asked may know of a newer epoch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LeaderHint {
+    /// The leader.
+    pub node: NodeId,
+    /// In which leader epoch.
+    pub epoch: Epoch,
 }
 
 impl WireError {

@@ -29,7 +29,7 @@ pub mod request;
 mod topic_config;
 
 pub use clock::{Clock, SystemClock};
-pub use error::{ErrorCode, RecordError, WireError};
+pub use error::{ErrorCode, LeaderHint, RecordError, WireError};
 pub use frame::{FrameError, FrameHeader, decode_control, encode_control};
 pub use function::{Attachment, FunctionSpec};
 pub use ids::{

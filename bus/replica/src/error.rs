@@ -1,4 +1,4 @@
-//! Why an append fails.
+//! Why an append fails, and why a replica takes none.
 
 use bus_log::SequenceError;
 
@@ -26,7 +26,7 @@ pub enum AppendError {
     /// stored is not known.
     #[error("this broker does not lead the partition any more")]
     NotLeader,
-    /// The partition's storage failed. Whether this batch is stored is not known.
+    /// The replica takes nothing any more (see [`Fault`]). Whether this batch is stored is not known.
     #[error("the partition is offline: {0}")]
     Offline(String),
     /// The partition was closed or deleted.
@@ -40,6 +40,33 @@ impl AppendError {
         match error {
             bus_log::Error::Full { .. } => Self::Full,
             other => Self::Offline(other.to_string()),
+        }
+    }
+}
+
+/// Why a replica takes nothing any more.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Fault {
+    /// Its storage failed. What is stored there is known when it has been opened anew, if it can be.
+    #[error("{0}")]
+    Failed(String),
+    /// What it has stored is damaged, or not all there any more.
+    #[error("{0}")]
+    Damaged(String),
+    /// Its task has panicked, by a mistake in the program. What it has stored is as it was.
+    #[error("its task has panicked")]
+    Panicked,
+}
+
+impl From<&bus_log::Error> for Fault {
+    fn from(error: &bus_log::Error) -> Self {
+        let cause = match error {
+            bus_log::Error::Poisoned { source, .. } => source.as_ref(),
+            other => other,
+        };
+        match cause {
+            bus_log::Error::Damaged { .. } => Self::Damaged(error.to_string()),
+            _ => Self::Failed(error.to_string()),
         }
     }
 }

@@ -7,7 +7,7 @@ use bus_protocol::{Epoch, Offset};
 use bytes::Bytes;
 use tokio::sync::Notify;
 
-use crate::owner::Event;
+use crate::event::Event;
 use crate::{FollowError, Partition};
 
 /// One stream from the leader of one epoch to this replica. Frames are taken in order, batches without waiting

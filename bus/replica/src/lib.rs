@@ -6,7 +6,7 @@
 //!      ◀────────── ticket: committed ◀──────────────────────────────────  ·
 //!   follower_opened, follower_stored ──▶   (a leader's followers)          ·
 //!   follow ▶ Following: frames ─────────▶  (a follower's leader)           Follower: truncation, append, told HW
-//!   read ──▶ LogReader (lock-free)          reports: ISR changes, disks lost or full ──▶ metadata
+//!   read ──▶ LogReader (lock-free)          reports: ISR changes, what is offline or full ──▶ metadata
 //! ```
 //!
 //! An append has two stages. [`Partition::append`] returns once the batch has its place in the queue (which is its
@@ -18,6 +18,7 @@
 //! Not here: the network, functions, and who leads (that is metadata's word, given as a [`Role`]).
 
 mod error;
+mod event;
 mod follower;
 mod following;
 mod leader;
@@ -26,7 +27,7 @@ mod partition;
 mod replica;
 mod room;
 
-pub use error::AppendError;
+pub use error::{AppendError, Fault};
 pub use follower::{FollowError, Follower};
 pub use following::Following;
 pub use leader::{ABSENT_FOR, Isr, IsrProposal, Leader, NotEnoughReplicas, REFUSED_FOR};

@@ -5,21 +5,20 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use bus_log::Log;
-use bus_protocol::produce::ProduceAck;
-use bus_protocol::replicate::{LeaderFrame, LogEnd, ReplicateOpen};
-use bus_protocol::{Epoch, NodeId, Offset, PartitionId, TopicId};
+use bus_protocol::replicate::LeaderFrame;
+use bus_protocol::{Epoch, Offset, PartitionId, TopicId};
 use bytes::Bytes;
 use futures::FutureExt as _;
 use tokio::runtime::RuntimeFlavor;
-use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot, watch};
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
+use crate::event::{Done, Event, Queued};
 use crate::following::Failure;
-use crate::leader::IsrProposal;
 use crate::partition::{Committed, Lane, Matter, Report, Runtime, Shown};
 use crate::replica::{Answer, Append, Replica, Role};
 use crate::room::Room;
-use crate::{AppendError, FollowError};
+use crate::{AppendError, Fault, FollowError};
 
 /// Events taken from the queue at once: one group of writes.
 const GROUP: usize = 256;
@@ -29,55 +28,6 @@ const SYNC_HERE_BYTES: usize = 256 << 10;
 /// Bytes written and not yet synced at which the owner takes no more.
 const UNSYNCED_BYTES: usize = 32 << 20;
 
-type Done = oneshot::Sender<Result<(), AppendError>>;
-
-pub(crate) enum Event {
-    Append {
-        append: Append<Queued>,
-        permit: OwnedSemaphorePermit,
-    },
-    Configure(Role, oneshot::Sender<()>),
-    ProposalRefused(IsrProposal),
-    Tick,
-    Maintain,
-    Damaged(String),
-    FollowerOpened {
-        open: ReplicateOpen,
-        answer: oneshot::Sender<LeaderFrame>,
-    },
-    FollowerStored {
-        follower: (NodeId, u64),
-        stream: u64,
-        epoch: Epoch,
-        end: Offset,
-    },
-    FollowerGone {
-        follower: (NodeId, u64),
-        stream: u64,
-    },
-    Followers(oneshot::Sender<Vec<(NodeId, Offset)>>),
-    Position(Epoch, oneshot::Sender<Result<LogEnd, FollowError>>),
-    Settle(Epoch, LeaderFrame, oneshot::Sender<Result<Option<LogEnd>, FollowError>>),
-    Replicate {
-        epoch: Epoch,
-        frame: LeaderFrame,
-        payload: Bytes,
-        failure: Failure,
-        permit: OwnedSemaphorePermit,
-    },
-    DeleteBefore(Offset, Done),
-    Stop {
-        delete: bool,
-        done: Done,
-    },
-}
-
-/// Whom an append's answer goes to, and by which lane it came.
-pub(crate) struct Queued {
-    pub(crate) answer: oneshot::Sender<Result<ProduceAck, AppendError>>,
-    pub(crate) lane: Lane,
-}
-
 pub(crate) struct Owner {
     id: (TopicId, PartitionId),
     replica: Replica<Queued>,
@@ -86,7 +36,7 @@ pub(crate) struct Owner {
     appended: watch::Sender<Offset>,
     /// With the leader epoch: what is stored in another role is nothing that this role's leader may count.
     stored: watch::Sender<(Epoch, Offset)>,
-    offline: Arc<OnceLock<String>>,
+    offline: Arc<OnceLock<Fault>>,
     waiting: Arc<AtomicBool>,
     runtime: Runtime,
     /// Answers that leave once what they tell of is shown.
@@ -94,8 +44,12 @@ pub(crate) struct Owner {
     unsynced: usize,
     /// Whether anything was appended since the last maintenance.
     active: bool,
-    /// Whether the loss of this replica's storage is still to be reported.
+    /// Whether it is still to be reported that this replica is offline.
     unreported: bool,
+    /// Whether this memory may be as a panic has left it: then nothing of it may come to the disk.
+    panicked: bool,
+    /// Whether to delete the log, and who is told when this has ended; `None` until that is asked for.
+    stop: Option<(bool, Done)>,
     room: Room,
     /// A sync under way on another thread, and the bytes that it covers.
     syncing: Option<(JoinHandle<Result<Offset, bus_log::Error>>, usize)>,
@@ -135,6 +89,8 @@ impl Owner {
             unsynced: 0,
             active: true,
             unreported: false,
+            panicked: false,
+            stop: None,
             room: Room::default(),
             syncing: None,
         };
@@ -142,20 +98,29 @@ impl Owner {
     }
 
     pub(crate) async fn run(mut self) {
-        let stop = loop {
-            if let Ok(stop) = AssertUnwindSafe(self.serve()).catch_unwind().await {
-                break stop;
+        while AssertUnwindSafe(self.serve()).catch_unwind().await.is_err() {
+            self.panicked().await;
+            if self.stop.is_some() {
+                break;
             }
-            // As one whose disk fails: everybody is told, and others go on without it.
-            self.go_offline("its task has panicked".to_owned());
-            self.report();
-            self.publish();
-        };
-        self.stop(stop).await;
+        }
+        self.end().await;
+    }
+
+    /// As one whose disk fails, everybody is told, and others go on without it; but what is stored stays as it is.
+    async fn panicked(&mut self) {
+        self.panicked = true;
+        if let Some((sync, _)) = self.syncing.take() {
+            // It writes to the folder, which may be another owner's next.
+            sync.await.ok();
+        }
+        self.go_offline(Fault::Panicked);
+        self.report();
+        self.publish();
     }
 
     /// Serves until it is told to stop, or nobody is left to be served.
-    async fn serve(&mut self) -> Option<(bool, Done)> {
+    async fn serve(&mut self) {
         let mut events = Vec::with_capacity(GROUP);
         loop {
             // An offline partition refuses everything, and must not leave anybody waiting.
@@ -165,10 +130,11 @@ impl Owner {
                 synced = finished(&mut self.syncing) => self.synced(synced),
                 count = self.queue.recv_many(&mut events, GROUP), if room => {
                     if count == 0 {
-                        return None;
+                        return;
                     }
-                    if let Some(stop) = self.take(&mut events) {
-                        return Some(stop);
+                    self.take(&mut events);
+                    if self.stop.is_some() {
+                        return;
                     }
                 }
             }
@@ -181,7 +147,13 @@ impl Owner {
     }
 
     /// Carries out a group of events; consecutive appends become one write.
-    fn take(&mut self, events: &mut Vec<Event>) -> Option<(bool, Done)> {
+    fn take(&mut self, events: &mut Vec<Event>) {
+        // Noted first: whatever becomes of those before it, whoever asked for it counts on an end.
+        if let Some(at) = events.iter().position(|event| matches!(event, Event::Stop { .. }))
+            && let Some(Event::Stop { delete, done }) = events.drain(at..).next()
+        {
+            self.stop = Some((delete, done));
+        }
         let mut appends = Vec::with_capacity(events.len());
         // The memory of what is written here is the log's from then on: the permits go back.
         let mut permits = Vec::with_capacity(events.len());
@@ -199,10 +171,6 @@ impl Owner {
                 event @ (Event::FollowerStored { .. } | Event::FollowerGone { .. } | Event::Tick) => {
                     self.carry_out(event);
                 }
-                Event::Stop { delete, done } => {
-                    self.append(appends);
-                    return Some((delete, done));
-                }
                 event => {
                     self.append(std::mem::take(&mut appends));
                     permits.clear();
@@ -211,14 +179,13 @@ impl Owner {
             }
         }
         self.append(appends);
-        None
     }
 
     /// Whoever asks may be gone and not want to know any more: answers that cannot be left are dropped.
     fn carry_out(&mut self, event: Event) {
         let now = self.runtime.clock.monotonic();
         match event {
-            Event::Append { .. } | Event::Stop { .. } => unreachable!("taken by whoever calls"),
+            Event::Append { .. } | Event::Stop { .. } => unreachable!("taken before"),
             Event::Configure(role, done) => {
                 let answers = self.replica.configure(role, now);
                 self.answered(answers);
@@ -233,7 +200,7 @@ impl Owner {
             // What time calls for is looked at after every group of events.
             Event::Tick => {}
             Event::Maintain => self.maintain(),
-            Event::Damaged(why) => self.go_offline(why),
+            Event::Fault(fault) => self.go_offline(fault),
             Event::FollowerOpened { open, answer } => {
                 drop(answer.send(self.replica.follower_opened(&open, now)));
             }
@@ -259,9 +226,7 @@ impl Owner {
                 drop(permit);
             }
             Event::DeleteBefore(offset, done) => {
-                let deleted = self.replica.delete_before(offset);
-                self.committed.send_modify(|_| {});
-                drop(done.send(deleted.map_err(|error| AppendError::of(&error))));
+                drop(done.send(self.delete_before(offset)));
             }
         }
     }
@@ -278,7 +243,7 @@ impl Owner {
         match failed {
             None => self.room.found(self.replica.log()),
             Some(bus_log::Error::Full { .. }) => self.room.ended(self.replica.log(), now),
-            Some(error) => self.go_offline(error.to_string()),
+            Some(error) => self.go_offline(Fault::from(&error)),
         }
     }
 
@@ -292,9 +257,7 @@ impl Owner {
 
     /// Whether an append that came by this lane may be ordered now.
     fn check(&self, lane: &Lane) -> Result<(), AppendError> {
-        if let Some(why) = self.offline.get() {
-            return Err(AppendError::Offline(why.clone()));
-        }
+        self.check_online()?;
         if lane.is_broken() {
             return Err(AppendError::Behind);
         }
@@ -302,6 +265,10 @@ impl Owner {
             return Err(AppendError::NotLeader);
         }
         Ok(())
+    }
+
+    fn check_online(&self) -> Result<(), AppendError> {
+        self.offline.get().map_or(Ok(()), |fault| Err(AppendError::Offline(fault.to_string())))
     }
 
     fn replicate(&mut self, epoch: Epoch, frame: LeaderFrame, payload: Bytes, failure: &Failure) {
@@ -342,12 +309,22 @@ impl Owner {
             | bus_log::Error::Damaged { .. }),
         )) = &done
         {
-            self.go_offline(error.to_string());
+            self.go_offline(Fault::from(error));
         }
         done
     }
 
+    fn delete_before(&mut self, offset: Offset) -> Result<(), AppendError> {
+        self.check_online()?;
+        let deleted = self.replica.delete_before(offset);
+        self.committed.send_modify(|_| {});
+        deleted.map_err(|error| AppendError::of(&error))
+    }
+
     fn maintain(&mut self) {
+        if self.offline.get().is_some() {
+            return;
+        }
         let log = self.replica.log().dir().to_owned();
         match self.replica.maintain(self.runtime.clock.timestamp()) {
             Ok(0) => {}
@@ -391,13 +368,14 @@ impl Owner {
                 let answers = self.replica.note_stored();
                 self.answered(answers);
             }
-            Err(error) => self.go_offline(error.to_string()),
+            Err(error) => self.go_offline(Fault::from(&error)),
         }
     }
 
     /// Takes nothing any more, and answers all who wait.
-    fn go_offline(&mut self, why: String) {
-        if self.offline.set(why.clone()).is_err() {
+    fn go_offline(&mut self, fault: Fault) {
+        let why = fault.to_string();
+        if self.offline.set(fault).is_err() {
             return;
         }
         tracing::error!(log = %self.replica.log().dir().display(), error = why, "partition goes offline");
@@ -411,9 +389,9 @@ impl Owner {
     fn report(&mut self) {
         let (topic, partition) = self.id;
         let leave = |matter| self.runtime.reports.try_send(Report { topic, partition, matter }).is_ok();
-        if let Some(why) = self.offline.get() {
+        if let Some(fault) = self.offline.get() {
             if self.unreported {
-                self.unreported = !leave(Matter::Lost(why.clone()));
+                self.unreported = !leave(Matter::Offline(fault.clone()));
             }
             return;
         }
@@ -443,19 +421,27 @@ impl Owner {
         }
     }
 
-    async fn stop(mut self, stop: Option<(bool, Done)>) {
+    async fn end(mut self) {
         if self.syncing.is_some() {
             let synced = finished(&mut self.syncing).await;
             self.synced(synced);
         }
         self.publish();
+        let Self { replica, panicked, stop, .. } = self;
         let delete = matches!(stop, Some((true, _)));
-        let (answers, ended) = if delete { self.replica.delete() } else { self.replica.close() };
-        for (Queued { answer, .. }, answered) in answers {
-            drop(answer.send(answered));
-        }
+        let ended = if panicked && !delete {
+            // Dropped, as a process that dies does it: recovery says what the files hold.
+            drop(replica);
+            Err(AppendError::Offline(Fault::Panicked.to_string()))
+        } else {
+            let (answers, ended) = if delete { replica.delete() } else { replica.close() };
+            for (Queued { answer, .. }, answered) in answers {
+                drop(answer.send(answered));
+            }
+            ended.map_err(|error| AppendError::of(&error))
+        };
         if let Some((_, done)) = stop {
-            drop(done.send(ended.map_err(|error| AppendError::of(&error))));
+            drop(done.send(ended));
         }
     }
 }

@@ -14,11 +14,12 @@ use bus_protocol::replicate::{LeaderFrame, ReplicateOpen};
 use bus_protocol::{Clock, Epoch, NodeId, Offset, PartitionId, TopicId};
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
+use crate::event::{Event, Queued};
 use crate::following::Following;
 use crate::leader::IsrProposal;
-use crate::owner::{Event, Owner, Queued};
+use crate::owner::Owner;
 use crate::replica::{Append, Role};
-use crate::{AppendError, FollowError};
+use crate::{AppendError, Fault, FollowError};
 
 /// Events that wait for one replica's owner. Its bytes are bounded by [`Runtime::budget`] as well, and by what a
 /// leader pushes to a follower.
@@ -58,8 +59,8 @@ pub struct Report {
 pub enum Matter {
     /// The ISR is to change. To be answered by a new [`Role`], or by [`Partition::proposal_refused`].
     Isr(IsrProposal),
-    /// This replica's storage has failed or is damaged: what it has stored cannot be counted on.
-    Lost(String),
+    /// This replica takes nothing any more, until it is opened anew.
+    Offline(Fault),
     /// The disk had no room for what was to be stored: others should go on without this replica. What it has stored
     /// counts.
     Full,
@@ -96,7 +97,7 @@ pub(crate) struct Shown {
     pub(crate) committed: watch::Receiver<Committed>,
     pub(crate) appended: watch::Receiver<Offset>,
     pub(crate) stored: watch::Receiver<(Epoch, Offset)>,
-    pub(crate) offline: Arc<OnceLock<String>>,
+    pub(crate) offline: Arc<OnceLock<Fault>>,
     /// Whether time passing can call for something.
     pub(crate) waiting: Arc<AtomicBool>,
 }
@@ -212,9 +213,9 @@ impl Partition {
         self.shown.appended.clone()
     }
 
-    /// Why the replica takes nothing any more, if its storage failed.
-    pub fn offline(&self) -> Option<&str> {
-        self.shown.offline.get().map(String::as_str)
+    /// Why the replica takes nothing any more, if that is so.
+    pub fn offline(&self) -> Option<&Fault> {
+        self.shown.offline.get()
     }
 
     /// Takes on what metadata says; [`Partition::committed`] shows it when this returns.
@@ -242,7 +243,7 @@ impl Partition {
     /// A reader found the log damaged: the replica takes nothing any more, and says so to metadata.
     pub async fn damaged(&self, error: &bus_log::Error) {
         // One that is closed already is not served any more either.
-        self.send(Event::Damaged(error.to_string())).await.ok();
+        self.send(Event::Fault(Fault::from(error))).await.ok();
     }
 
     /// As the leader, to a follower that opens its stream or has cut its log: see
@@ -284,7 +285,7 @@ impl Partition {
     }
 
     /// Ends the owner: what was appended is synced, what is not yet committed is answered as closed. The folder
-    /// is not used any more when this returns.
+    /// is not used any more when this returns, whether it succeeds or not.
     pub async fn close(&self) -> Result<(), AppendError> {
         self.ask(|done| Event::Stop { delete: false, done }).await?
     }

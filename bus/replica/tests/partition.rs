@@ -1,6 +1,7 @@
 //! A partition's owner: on a disk that fails when told to, through its roles, and between two owners that replicate.
 #![expect(clippy::unwrap_used, reason = "a test's fixture")]
 
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -11,7 +12,9 @@ use bus_protocol::batch::{BatchBuilder, Compression, RecordBatch};
 use bus_protocol::produce::Acks;
 use bus_protocol::replicate::{LeaderFrame, ReplicateOpen};
 use bus_protocol::{Clock, Epoch, NodeId, SystemClock, Timestamp, TopicConfig, TopicId};
-use bus_replica::{AppendError, FollowError, Following, Lane, Matter, Partition, Report, Role, Runtime};
+use bus_replica::{
+    AppendError, Fault, FollowError, Following, Lane, Matter, Partition, Report, Role, Runtime,
+};
 use bytes::Bytes;
 use tokio::sync::{Semaphore, mpsc};
 
@@ -162,11 +165,9 @@ async fn a_failed_sync_takes_the_partition_offline_reports_it_lost_and_nobody_wa
     }
     assert!(partition.offline().is_some());
     assert_eq!(partition.high_watermark(), 1, "what was committed before can be read");
-    let Report { topic, partition: 0, matter: Matter::Lost(_) } = fixture.reports.recv().await.unwrap()
-    else {
-        panic!("another report");
-    };
-    assert_eq!(topic, TOPIC);
+    let report = fixture.reports.recv().await.unwrap();
+    assert_eq!((report.topic, report.partition), (TOPIC, 0));
+    assert!(matches!(report.matter, Matter::Offline(Fault::Failed(_))), "{report:?}");
     assert!(matches!(partition.follow(0).await, Err(FollowError::Closed)), "what is lost follows nobody");
 }
 
@@ -175,12 +176,14 @@ async fn a_damaged_replica_is_reported_once_and_takes_nothing() {
     let mut fixture = Fixture::new(1 << 20);
     let partition = fixture.lead(1);
     let lane = partition.lane().unwrap();
-    let error = bus_log::Error::Deleted("/p/0".into());
+    let (file, why) = ("/p/0/00000000000000000000.log".into(), "a wrong CRC".to_owned());
+    let error = bus_log::Error::Damaged { file, position: 0, offset: 0, why };
     partition.damaged(&error).await;
     partition.damaged(&error).await;
     let refused = append(&partition, batch(1, b"x"), Acks::All, &lane).await.await;
     assert!(matches!(refused, Err(AppendError::Offline(_))));
-    assert!(matches!(fixture.reports.recv().await.unwrap().matter, Matter::Lost(_)));
+    let matter = fixture.reports.recv().await.unwrap().matter;
+    assert!(matches!(&matter, Matter::Offline(Fault::Damaged(_))), "{matter:?}");
     partition.close().await.ok();
     assert!(fixture.reports.try_recv().is_err());
 }
@@ -403,25 +406,50 @@ impl Clock for Breakable {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_partition_whose_task_panics_is_offline_and_says_so() {
+/// A disk, a clock that breaks when it is told to, and a leader that has stored one batch.
+async fn breakable() -> (Fixture, Arc<Breakable>, Partition) {
     let mut fixture = Fixture::new(1 << 20);
     let clock = Arc::new(Breakable { clock: SystemClock::new(), broken: AtomicBool::new(false) });
     fixture.runtime.clock = clock.clone();
     let partition = fixture.lead(1);
+    append(&partition, batch(1, b"kept"), Acks::All, &partition.lane().unwrap()).await.await.unwrap();
+    (fixture, clock, partition)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_partition_whose_task_panics_is_offline_and_says_so_and_leaves_its_files_alone() {
+    let (mut fixture, clock, partition) = breakable().await;
     let lane = partition.lane().unwrap();
-    append(&partition, batch(1, b"kept"), Acks::All, &lane).await.await.unwrap();
     clock.broken.store(true, Ordering::Relaxed);
     append(&partition, batch(1, b"unknown"), Acks::All, &lane).await.await.unwrap_err();
     let report = fixture.reports.recv().await.unwrap();
-    assert!(matches!(&report.matter, Matter::Lost(why) if why.contains("panicked")), "{report:?}");
+    assert!(matches!(report.matter, Matter::Offline(Fault::Panicked)), "{report:?}");
     clock.broken.store(false, Ordering::Relaxed);
-    let refused = append(&partition, batch(1, b"late"), Acks::All, &lane).await.await.unwrap_err();
-    assert!(matches!(refused, AppendError::Offline(_)), "{refused}");
-    assert!(partition.offline().is_some_and(|why| why.contains("panicked")));
-    partition.close().await.ok();
-    assert_eq!(
-        fixture.open(role(1, &[1], &[1], (1, 1), 1)).reader().read(0, 1 << 20, 1).unwrap().next_offset,
-        1
-    );
+    let offline = Err(AppendError::Offline("its task has panicked".to_owned()));
+    let refused = append(&partition, batch(1, b"late"), Acks::All, &lane).await.await;
+    assert_eq!(refused.map(drop), offline);
+    assert_eq!(partition.offline(), Some(&Fault::Panicked));
+    let files = || ["checkpoint", "stored"].map(|name| fixture.disk.contents(&Path::new("/p/0").join(name)));
+    let before = files();
+    assert_eq!(partition.delete_before(1).await, offline);
+    partition.maintain();
+    assert_eq!(partition.close().await, offline);
+    assert!(files() == before, "of what a panic has left in memory nothing comes to the disk");
+    let again = fixture.open(role(1, &[1], &[1], (1, 1), 1));
+    assert_eq!(again.reader().read(0, 1 << 20, 1).unwrap().next_offset, 1);
+}
+
+#[tokio::test]
+async fn a_stop_is_carried_out_whatever_becomes_of_what_came_with_it() {
+    let (fixture, clock, partition) = breakable().await;
+    let lane = partition.lane().unwrap();
+    clock.broken.store(true, Ordering::Relaxed);
+    // The owner has this one thread, and finds all three in its queue at once.
+    let unknown = append(&partition, batch(1, b"unknown"), Acks::All, &lane).await;
+    partition.tick();
+    let ended = partition.close().await;
+    assert!(matches!(ended, Err(AppendError::Offline(_))), "nobody else may open the folder yet: {ended:?}");
+    unknown.await.unwrap_err();
+    clock.broken.store(false, Ordering::Relaxed);
+    assert_eq!(fixture.lead(1).reader().log_end(), 1);
 }

@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use bus_protocol::request::{PartitionState, Position, Request, Response, TopicInfo};
-use bus_protocol::{Epoch, ErrorCode, NodeId, Offset, PartitionId, TopicName};
+use bus_protocol::{Epoch, ErrorCode, LeaderHint, NodeId, Offset, PartitionId, TopicName};
 use bytes::Bytes;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
@@ -30,9 +30,6 @@ const QUICK_POLLS: u32 = 60;
 const SLOW_POLL: Duration = Duration::from_millis(800);
 /// What was heard so recently is asked for by one partition for all.
 const FRESH: Duration = Duration::from_millis(25);
-/// A leader of whom another broker said so is abandoned if it is silent for so long, and metadata names somebody else
-/// still: whoever said so may have heard of nothing yet.
-const HINT: Duration = Duration::from_millis(500);
 /// How long one question for metadata may take.
 const ASK: Duration = Duration::from_secs(2);
 /// How long brokers may say that they do not know a topic that did exist: one that starts may not have heard of it.
@@ -43,21 +40,20 @@ const UNKNOWN: Duration = Duration::from_secs(2);
 pub(crate) struct Leader {
     pub(crate) node: NodeId,
     pub(crate) address: String,
-    /// As metadata had it.
+    /// As metadata has it, or another broker's word that metadata has not borne out yet.
     epoch: Epoch,
-    /// Since when this is followed: another broker's word, which metadata has not borne out yet.
-    hinted: Option<Instant>,
 }
 
 impl Leader {
     /// Whether somebody else leads, or it leads anew.
-    fn is_replaced(&mut self, now: &PartitionState) -> bool {
-        if self.hinted.is_some() && now.leader == Some(self.node) {
-            (self.epoch, self.hinted) = (self.epoch.max(now.epoch), None);
-            return false;
-        }
-        let stands = self.hinted.is_some_and(|since| now.leader.is_none() || since.elapsed() < HINT);
-        now.epoch > self.epoch || now.epoch == self.epoch && !stands && now.leader != Some(self.node)
+    fn is_replaced(&self, now: &PartitionState) -> bool {
+        now.epoch > self.epoch || now.epoch == self.epoch && now.leader != Some(self.node)
+    }
+
+    /// The newer of itself and what it says: whoever lags behind names a leader of before.
+    fn newer(&self, hint: LeaderHint) -> LeaderHint {
+        let Self { node, epoch, .. } = *self;
+        if hint.epoch > epoch { hint } else { LeaderHint { node, epoch } }
     }
 }
 
@@ -74,23 +70,24 @@ impl Pace {
 }
 
 impl Client {
-    /// The leader of a partition; the broker `hint`, if its address is known, and it is not known not to answer.
+    /// The leader of a partition; by `hint` where that is newer than metadata, the broker's address is known, and it is
+    /// not known not to answer.
     pub(crate) async fn leader(
         &self,
         topic: &TopicName,
         partition: PartitionId,
-        hint: Option<NodeId>,
+        hint: Option<LeaderHint>,
     ) -> Result<Leader, Error> {
         let info = self.topic(topic).await?;
         let state = state(&info, partition)?;
-        let epoch = state.epoch;
-        let at = |node: NodeId, hinted| {
-            self.metadata().broker(node).map(|address| Leader { node, address, epoch, hinted })
+        let at = |LeaderHint { node, epoch }| {
+            self.metadata().broker(node).map(|address| Leader { node, address, epoch })
         };
-        let hint = hint.filter(|hint| state.leader != Some(*hint));
-        hint.and_then(|hint| at(hint, Some(Instant::now())))
-            .filter(|leader| state.leader.is_none() || !self.pool().is_silent(&leader.address))
-            .or_else(|| at(state.leader?, None))
+        let known = state.leader.map(|node| LeaderHint { node, epoch: state.epoch });
+        hint.filter(|hint| hint.epoch > state.epoch)
+            .and_then(at)
+            .filter(|leader| known.is_none() || !self.pool().is_silent(&leader.address))
+            .or_else(|| at(known?))
             .ok_or_else(|| Error::NoLeader { topic: topic.clone(), partition })
     }
 
@@ -99,7 +96,7 @@ impl Client {
         &self,
         topic: &TopicName,
         partition: PartitionId,
-        leader: &mut Leader,
+        leader: &Leader,
         age: Duration,
     ) -> bool {
         let asked = tokio::time::timeout(ASK, self.refresh_within(topic, age)).await;
@@ -122,12 +119,7 @@ impl Client {
 
     /// Resolves once a leader that owes something, and is silent, is replaced. Others are asked first until it answers;
     /// meanwhile it is made sure, about every second, that the connection to it carries anything.
-    pub(crate) async fn until_replaced(
-        &self,
-        topic: &TopicName,
-        partition: PartitionId,
-        leader: &mut Leader,
-    ) {
+    pub(crate) async fn until_replaced(&self, topic: &TopicName, partition: PartitionId, leader: &Leader) {
         self.pool().note(&leader.address, false);
         let mut pace = Pace::default();
         while !self.is_replaced(topic, partition, leader, FRESH).await {
@@ -136,7 +128,7 @@ impl Client {
     }
 
     /// Whether metadata, as last heard, names a leader since that attempt.
-    fn is_outdated(&self, topic: &TopicName, partition: PartitionId, failed: &mut Leader) -> bool {
+    fn is_outdated(&self, topic: &TopicName, partition: PartitionId, failed: &Leader) -> bool {
         let Some(info) = self.known_topic(topic) else { return false };
         let now = info.partitions.get(partition as usize);
         now.is_some_and(|now| now.leader.is_some() && failed.is_replaced(now))
@@ -147,7 +139,7 @@ impl Client {
         &self,
         topic: &TopicName,
         partition: PartitionId,
-        failed: Option<&mut Leader>,
+        failed: Option<&Leader>,
         wait: Duration,
     ) {
         let known = |info: &TopicInfo| {
@@ -192,7 +184,7 @@ impl Client {
             part.1.push(partition);
         }
         let mut asked = JoinSet::new();
-        for (index, (mut leader, part)) in parts.into_values().enumerate() {
+        for (index, (leader, part)) in parts.into_values().enumerate() {
             let (client, topic, request) = (self.clone(), topic.clone(), request(part.clone()));
             asked.spawn(async move {
                 let address = leader.address.clone();
@@ -203,7 +195,7 @@ impl Client {
                 let replaced = async {
                     sleep(client.patience(&leader)).await;
                     let partition = part.first().copied().unwrap_or_default();
-                    client.until_replaced(&topic, partition, &mut leader).await;
+                    client.until_replaced(&topic, partition, &leader).await;
                 };
                 let answer = tokio::select! {
                     answer = answer => answer,
@@ -322,17 +314,17 @@ impl Retry {
         }
     }
 
-    /// Waits until the next attempt makes sense, and says whom a refusal named as leader. Not at all after the first
-    /// refusal of a broker that does not lead; a short while, ever longer, after others, or until there is a leader
-    /// that was not known before.
+    /// Waits until the next attempt makes sense, and says whom a refusal named as leader; or who refused, if that is
+    /// newer: it has not heard of it yet. Not at all after the first refusal of a broker that does not lead; a short
+    /// while, ever longer, after others, or until there is a leader that was not known before.
     pub(crate) async fn wait(
         &mut self,
         client: &Client,
         topic: &TopicName,
         partition: PartitionId,
-        mut failed: Option<&mut Leader>,
+        failed: Option<&Leader>,
         error: &Error,
-    ) -> Option<NodeId> {
+    ) -> Option<LeaderHint> {
         let redirected = match error {
             Error::Refused(refusal) => match refusal.code {
                 ErrorCode::NotLeader | ErrorCode::ShuttingDown | ErrorCode::FencedEpoch => {
@@ -342,21 +334,19 @@ impl Retry {
             },
             _ => None,
         };
-        if let Some(hint) = redirected {
+        let hint = redirected.flatten().map(|hint| failed.map_or(hint, |failed| failed.newer(hint)));
+        if redirected.is_some() {
             self.redirects += 1;
             if self.redirects == 1 {
                 if hint.is_none() {
                     // Whatever comes of it, the next attempt tells.
                     let _ = tokio::time::timeout(SILENCE, client.refresh_within(topic, Duration::ZERO)).await;
                 }
-                let outdated = failed.is_some_and(|failed| client.is_outdated(topic, partition, failed));
-                return hint.filter(|_| !outdated);
+                return hint;
             }
         }
-        client.wait_for_news(topic, partition, failed.as_deref_mut(), self.backoff.next()).await;
-        // A hint is worth a try each time that metadata has nothing newer, but no more without a wait.
-        let outdated = failed.is_some_and(|failed| client.is_outdated(topic, partition, failed));
-        redirected.flatten().filter(|_| !outdated)
+        client.wait_for_news(topic, partition, failed, self.backoff.next()).await;
+        hint
     }
 }
 
@@ -368,13 +358,13 @@ mod tests {
         PartitionState { leader, epoch, replicas: vec![], isr: vec![], target: None }
     }
 
-    fn led_by(node: NodeId, hinted: Option<Instant>) -> Leader {
-        Leader { node, address: String::new(), epoch: 4, hinted }
+    fn led_by(node: NodeId, epoch: Epoch) -> Leader {
+        Leader { node, address: String::new(), epoch }
     }
 
     #[test]
     fn a_leader_is_replaced_by_another_or_by_a_newer_epoch_and_not_by_old_news() {
-        let mut leader = led_by(1, None);
+        let leader = led_by(1, 4);
         assert!(!leader.is_replaced(&state(Some(1), 4)));
         assert!(!leader.is_replaced(&state(Some(2), 3)));
         assert!(leader.is_replaced(&state(None, 4)));
@@ -383,19 +373,13 @@ mod tests {
     }
 
     #[test]
-    fn a_hint_stands_until_metadata_is_newer() {
-        let mut leader = led_by(2, Some(Instant::now()));
-        assert!(!leader.is_replaced(&state(Some(1), 4)));
-        assert!(!leader.is_replaced(&state(Some(2), 5)));
-        assert!(leader.is_replaced(&state(Some(2), 6)), "and is a leader like any other from then on");
-        assert!(led_by(2, Some(Instant::now())).is_replaced(&state(Some(3), 5)));
-    }
-
-    #[test]
-    fn a_hint_that_metadata_does_not_bear_out_stands_for_a_while_only() {
-        let mut leader = led_by(2, Some(Instant::now().checked_sub(HINT).unwrap()));
-        assert!(leader.is_replaced(&state(Some(1), 4)));
-        assert!(!leader.is_replaced(&state(Some(1), 3)), "older than what was known when it was followed");
-        assert!(!leader.is_replaced(&state(None, 4)), "there is nobody else");
+    fn a_leader_that_has_not_heard_of_it_is_not_left_for_the_one_before() {
+        let (before, itself, after) = (
+            LeaderHint { node: 1, epoch: 3 },
+            LeaderHint { node: 2, epoch: 4 },
+            LeaderHint { node: 3, epoch: 5 },
+        );
+        let leader = led_by(2, 4);
+        assert_eq!([before, itself, after].map(|hint| leader.newer(hint)), [itself, itself, after]);
     }
 }

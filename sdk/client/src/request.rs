@@ -1,9 +1,10 @@
 //! Requests: one stream each, one answer each, of whichever broker can.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bus_protocol::request::{Answer, Request, Response};
-use bus_protocol::{ErrorCode, StreamKind};
+use bus_protocol::{ErrorCode, StreamKind, WireError};
 use bus_transport::Connection;
 use bytes::Bytes;
 use tokio::task::JoinSet;
@@ -220,10 +221,12 @@ impl Client {
                     match timeout_at(deadline, asked).await.unwrap_or_else(|_| Err(unanswered())) {
                         Ok(response) => return Ok(response),
                         Err(Error::Refused(refusal)) if is_refused_for_now(refusal.code) => {
-                            hint = refusal.leader.and_then(|leader| self.metadata().broker(leader));
+                            hint = refusal.leader.and_then(|leader| self.metadata().broker(leader.node));
                             Error::Refused(refusal)
                         }
-                        Err(error @ Error::Refused(_)) if !error.is_retriable() => return Err(error),
+                        Err(Error::Refused(refusal)) if !refusal.code.is_retriable() => {
+                            return Err(refused(&refusal, unconfirmed.as_ref()));
+                        }
                         Err(error) => {
                             let error = self.unconfirmed(error);
                             if !is_repeatable(&request) {
@@ -307,6 +310,31 @@ impl Client {
     }
 }
 
+/// A final refusal of a change, of which an attempt before may have had its way.
+fn refused(refusal: &Arc<WireError>, earlier: Option<&Error>) -> Error {
+    if earlier.is_none() {
+        return Error::Refused(Arc::clone(refusal));
+    }
+    let mut both = WireError::clone(refusal);
+    both.message
+        .push_str("; an attempt before this one was not answered, and may have made the change: look first");
+    both.into()
+}
+
 fn no_server() -> Error {
     Error::Invalid("no server is given: say HOST:PORT[,HOST:PORT]".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_final_refusal_says_that_an_attempt_before_may_have_gone_through() {
+        let refusal = Arc::new(WireError::new(ErrorCode::UnknownBroker, "no broker 9"));
+        assert_eq!(refused(&refusal, None).to_string(), "no broker 9");
+        let both = refused(&refusal, Some(&Error::Unconfirmed { why: "no answer".into() }));
+        assert_eq!(both.code(), Some(ErrorCode::UnknownBroker));
+        assert!(both.to_string().starts_with("no broker 9; an attempt before"), "{both}");
+    }
 }

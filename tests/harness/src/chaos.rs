@@ -282,6 +282,10 @@ impl Cluster {
         let mut ends: Vec<(PartitionId, Offset)> = Vec::new();
         self.wait_until("all that is stored is committed", RECOVERY, async || {
             let partitions = admin.describe_partitions(&name).await?;
+            // A partition whose leader does not answer is left out.
+            let topics = admin.topics(Some(vec![name.clone()])).await?;
+            let all = topics.iter().map(|topic| topic.partitions.len()).sum::<usize>();
+            ensure!(partitions.len() == all, "{} of {all} partitions answer", partitions.len());
             for partition in &partitions {
                 ensure!(partition.high_watermark == partition.log_end, "{partition:?}");
             }

@@ -13,7 +13,9 @@ use bus_function::{
 use bus_protocol::batch::{BatchBuilder, Compression, RecordBatch, split};
 use bus_protocol::produce::Acks;
 use bus_protocol::request::Request;
-use bus_protocol::{ErrorCode, Offset, PartitionId, TopicPartition, WireError, partition_for_key};
+use bus_protocol::{
+    ErrorCode, LeaderHint, Offset, PartitionId, TopicPartition, WireError, partition_for_key,
+};
 use bus_replica::{Lane, Partition, Ticket};
 
 use crate::feed;
@@ -211,7 +213,9 @@ async fn send(
             };
             try_ingest(topic, &partition, batch, Acks::All, lane).await.map(Sent::Here)
         }
-        Err(WireError { code: ErrorCode::NotLeader, leader: Some(leader), .. }) => {
+        Err(WireError {
+            code: ErrorCode::NotLeader, leader: Some(LeaderHint { node: leader, .. }), ..
+        }) => {
             let address = node.address_of(leader)?;
             let request = Request::Append { topic: topic.name.clone(), partition: number, acks: Acks::All };
             node.peers.request((leader, &address), &request, batch.into_bytes()).await?;

@@ -71,15 +71,43 @@ async fn move_replicas(
         node.change(Command::Reassign { changes, throttle }).await?;
         return Ok(0);
     }
-    let mut partitions = 0;
+    let mut moving = None;
     for some in changes.chunks(limits::PARTITIONS_PER_COMMAND) {
-        match node.change(Command::Reassign { changes: some.to_vec(), throttle }).await? {
-            Applied::Reassigned { partitions: moving } => partitions += moving,
-            other => {
+        match node.change(Command::Reassign { changes: some.to_vec(), throttle }).await {
+            Ok(Applied::Reassigned { partitions }) => moving = Some(moving.unwrap_or(0) + partitions),
+            Err(error) => return Err(moving.map_or(error.clone(), |moving| half_way(moving, &error))),
+            Ok(other) => {
                 let message = format!("a reassignment was answered with {other:?}");
                 return Err(WireError::new(ErrorCode::Internal, message));
             }
         }
     }
-    Ok(partitions)
+    Ok(moving.unwrap_or(0))
+}
+
+/// Why the rest of a reassignment was not made: that nothing was changed may be true of the rest, and no more.
+fn half_way(moving: u32, error: &WireError) -> WireError {
+    let message = format!(
+        "{moving} partitions are moving by now (see `bus cluster status`); of the rest: {}",
+        error.message
+    );
+    // What says to a program that nothing was changed would say so of all.
+    let code = if error.code.is_retriable() { ErrorCode::TimedOut } else { error.code };
+    WireError::new(code, message)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_moves_already_is_not_denied() {
+        for code in [ErrorCode::NotLeader, ErrorCode::ShuttingDown, ErrorCode::Busy] {
+            let half = half_way(1_000, &WireError::new(code, "no majority: nothing was changed"));
+            assert_eq!(half.code, ErrorCode::TimedOut);
+            assert!(half.message.starts_with("1000 partitions are moving"), "{half}");
+        }
+        let refused = WireError::new(ErrorCode::UnknownBroker, "no broker 9");
+        assert_eq!(half_way(1_000, &refused).code, ErrorCode::UnknownBroker);
+    }
 }

@@ -94,7 +94,7 @@ pub(super) async fn describe(node: &Node, topic: &TopicName) -> Answer {
                     high_watermark: served.high_watermark(),
                     log_end: reader.log_end(),
                     bytes: reader.size(),
-                    offline: served.offline().map(str::to_owned),
+                    offline: served.offline().map(ToString::to_string),
                     // One that is closed has none.
                     followers: served.followers().await.unwrap_or_default(),
                 });

@@ -113,7 +113,9 @@ impl Storage for DiskStorage {
 
     #[cfg(target_os = "linux")]
     fn free_bytes(&self, dir: &Path) -> Option<u64> {
-        rustix::fs::statvfs(dir).ok().map(|system| system.f_bavail.saturating_mul(system.f_frsize))
+        let system = rustix::fs::statvfs(dir).ok()?;
+        // Some file systems that are not on a disk count no blocks at all.
+        (system.f_blocks > 0).then(|| system.f_bavail.saturating_mul(system.f_frsize))
     }
 }
 
@@ -180,6 +182,15 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_file_system_without_blocks_is_not_a_full_one() {
+        let storage = DiskStorage::default();
+        assert_eq!(storage.free_bytes(Path::new("/proc")), None);
+        let folder = tempfile::tempdir().unwrap();
+        assert!(storage.free_bytes(folder.path()).is_some());
+    }
 
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(64))]

@@ -37,6 +37,8 @@ struct State {
     generation: u64,
     /// Bytes that may still be written before the disk is full.
     room: Option<u64>,
+    /// What it says is free.
+    free: Option<u64>,
     failing_syncs: u32,
     reads: u64,
     syncs: u64,
@@ -50,6 +52,7 @@ impl Default for State {
             changes: Vec::new(),
             generation: 0,
             room: None,
+            free: None,
             failing_syncs: 0,
             reads: 0,
             syncs: 0,
@@ -174,6 +177,11 @@ impl MemoryStorage {
     /// The disk is full after `bytes` more (`None`: never).
     pub fn set_room(&self, bytes: Option<u64>) {
         lock(&self.state).room = bytes;
+    }
+
+    /// The disk says that so many bytes are free, whatever is written (`None`: it does not say).
+    pub fn set_free(&self, bytes: Option<u64>) {
+        lock(&self.state).free = bytes;
     }
 
     /// The next `count` syncs of files fail, and lose what they should have kept: it can be read until the machine
@@ -376,6 +384,10 @@ impl Storage for MemoryStorage {
         state.clear(folder);
         state.set(entry, None);
         Ok(())
+    }
+
+    fn free_bytes(&self, _dir: &Path) -> Option<u64> {
+        lock(&self.state).free
     }
 }
 

@@ -44,7 +44,7 @@ pub trait Storage: Send + Sync + 'static {
     /// Removes a folder with all that is in it.
     fn remove_dir(&self, dir: &Path) -> io::Result<()>;
 
-    /// How many bytes are free where `dir` lies, as far as it is known; a quota may allow fewer.
+    /// How many bytes are free where `dir` lies; `None` where it is not known. A quota may allow fewer.
     fn free_bytes(&self, _dir: &Path) -> Option<u64> {
         None
     }

@@ -120,6 +120,36 @@ fn a_full_disk_refuses_and_loses_nothing() {
 }
 
 #[test]
+fn what_a_log_is_to_leave_free_is_no_room_for_leader_nor_follower() {
+    const RESERVE: u64 = 8 << 20;
+    let (leader, follower) = (Disk::new(), Disk::new());
+    let (mut led, mut followed) =
+        (leader.open(&small_segments()).unwrap(), follower.open(&small_segments()).unwrap());
+    append(&mut led, 1, 1_000);
+    let stored = read_all(&led.reader(), 0, 1 << 20).remove(0);
+    for disk in [&leader, &follower] {
+        disk.storage.set_free(Some(RESERVE + 1_000));
+    }
+    assert!(matches!(led.append(batch(1, 1_000, 9, T0), 0), Err(Error::Full { .. })));
+    let failed = followed.append_as_is(vec![stored.clone()]).unwrap_err();
+    assert!(matches!(failed.error, Error::Full { .. }), "{failed}");
+    append(&mut led, 1, 100);
+    assert!(!led.has_room());
+    for (free, room) in
+        [(Some(RESERVE + (1 << 20)), true), (Some(RESERVE + (1 << 20) - 1), false), (None, true)]
+    {
+        leader.storage.set_free(free);
+        assert_eq!(led.has_room(), room, "{free:?}");
+    }
+    // A quota that the file system does not tell of.
+    leader.storage.set_room(Some(1_000));
+    assert!(!led.has_room());
+    follower.storage.set_free(Some(RESERVE + 2_000));
+    followed.append_as_is(vec![stored]).unwrap();
+    assert_eq!((led.log_end(), followed.log_end()), (2, 1));
+}
+
+#[test]
 fn a_group_that_fills_the_disk_keeps_what_it_names() {
     let disk = Disk::new();
     let mut log = disk.open(&small_segments()).unwrap();

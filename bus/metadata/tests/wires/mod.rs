@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bus_metadata::{
-    Applied, Command, DirectoryId, EnterError, Metadata, MetadataImage, Options, PeerClient, PeerError,
-    Registration,
+    Applied, Command, DirectoryId, EnterError, Keeps, Metadata, MetadataImage, Options, PeerClient,
+    PeerError, Registration,
 };
 use bus_protocol::request::CreateTopic;
 use bus_protocol::{NodeId, TopicName};
@@ -150,8 +150,21 @@ pub(crate) fn registration(node: NodeId, life: u8) -> Registration {
 }
 
 pub(crate) async fn enter(metadata: &Metadata, listed: &[NodeId], life: u8) -> Result<u64, EnterError> {
+    enter_keeping(metadata, listed, nothing("cluster-a"), life).await
+}
+
+pub(crate) fn nothing(cluster_id_if_new: &str) -> Keeps<'_> {
+    Keeps::Nothing { cluster_id_if_new }
+}
+
+pub(crate) async fn enter_keeping(
+    metadata: &Metadata,
+    listed: &[NodeId],
+    keeps: Keeps<'_>,
+    life: u8,
+) -> Result<u64, EnterError> {
     let node = metadata.node();
-    metadata.enter(&address(node), &seeds(listed), "cluster-a", registration(node, life)).await
+    metadata.enter(&address(node), &seeds(listed), keeps, registration(node, life)).await
 }
 
 /// Starts a node, and waits until it is a broker that is up.

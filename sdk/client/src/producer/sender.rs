@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bus_protocol::batch::BatchError;
 use bus_protocol::produce::{Acks, ProduceAck, ProduceAnswer, ProduceOpen, ProduceOpened};
-use bus_protocol::{ErrorCode, StreamKind, WireError};
+use bus_protocol::{ErrorCode, LeaderHint, StreamKind, WireError};
 use bus_transport::{Connection, RecvStream, SendStream};
 use bytes::Bytes;
 use tokio::sync::Notify;
@@ -91,7 +91,7 @@ impl Sender {
                         continue;
                     }
                     self.fail_late(Some(&error));
-                    let wait = retry.wait(self.client(), topic, partition, leader.as_mut(), &error);
+                    let wait = retry.wait(self.client(), topic, partition, leader.as_ref(), &error);
                     hint = self.until_late(wait).await.flatten();
                     self.fail_late(Some(&error));
                     cause = Some(error);
@@ -146,12 +146,7 @@ impl Sender {
     }
 
     /// One stream, from its opening until it ends.
-    async fn session(
-        &self,
-        hint: Option<bus_protocol::NodeId>,
-        target: &mut Option<Leader>,
-        retry: &mut Retry,
-    ) -> End {
+    async fn session(&self, hint: Option<LeaderHint>, target: &mut Option<Leader>, retry: &mut Retry) -> End {
         self.flight().begin();
         let opened = self.until_late(async {
             let (topic, partition) = (&self.queue.topic, self.queue.partition);
@@ -176,7 +171,7 @@ impl Sender {
             Some(Err(error)) => return End::Broken(error),
             None => return End::Late,
         };
-        let Some(leader) = target.as_mut() else { unreachable!("a stream is opened to a leader") };
+        let Some(leader) = target.as_ref() else { unreachable!("a stream is opened to a leader") };
         let end = tokio::select! {
             end = self.write(&mut send) => end,
             end = self.read(&mut recv, retry) => end,
@@ -392,7 +387,7 @@ impl Sender {
     }
 
     /// Waits until the oldest batch under way is late, or its leader has been silent and is replaced.
-    async fn watch(&self, leader: &mut Leader, connection: &Connection) -> End {
+    async fn watch(&self, leader: &Leader, connection: &Connection) -> End {
         let (topic, partition) = (&self.queue.topic, self.queue.partition);
         loop {
             let (owed, deadline) = {

@@ -7,7 +7,7 @@ use std::time::Duration;
 use bus_protocol::batch::{RecordBatch, split};
 use bus_protocol::fetch::{FetchCredit, FetchOpen, FetchPush, Isolation};
 use bus_protocol::request::Position;
-use bus_protocol::{ErrorCode, NodeId, Offset, PartitionId, StreamKind, TopicName};
+use bus_protocol::{ErrorCode, LeaderHint, Offset, PartitionId, StreamKind, TopicName};
 use bus_transport::{Connection, RecvStream, SendStream};
 use tokio::sync::{Notify, mpsc};
 use tokio::time::{Instant, sleep, sleep_until};
@@ -127,13 +127,18 @@ impl Fetcher {
                 let _ = self.fetched.send(Err(self.client.majority_or(error))).await;
                 return;
             }
-            let wait = retry.wait(&self.client, &self.topic, self.partition, leader.as_mut(), &error);
+            let wait = retry.wait(&self.client, &self.topic, self.partition, leader.as_ref(), &error);
             hint = tokio::select! { hint = wait => hint, () = reader.closed() => return };
         }
     }
 
     /// One stream, from its opening until it ends.
-    async fn session(&mut self, hint: Option<NodeId>, target: &mut Option<Leader>, bytes: &mut Bytes) -> End {
+    async fn session(
+        &mut self,
+        hint: Option<LeaderHint>,
+        target: &mut Option<Leader>,
+        bytes: &mut Bytes,
+    ) -> End {
         let (client, topic, partition) = (self.client.clone(), self.topic.clone(), self.partition);
         let consumed = self.consumed.bytes.load(Ordering::Acquire);
         bytes.credited = consumed;
@@ -161,7 +166,7 @@ impl Fetcher {
                 });
             }
         };
-        let Some(leader) = target.as_mut() else { unreachable!("a stream is opened to a leader") };
+        let Some(leader) = target.as_ref() else { unreachable!("a stream is opened to a leader") };
         let end = self.receive(&mut stream, leader, bytes).await.unwrap_or_else(End::Broken);
         stream.send.reset(0);
         stream.recv.stop(0);
@@ -185,7 +190,7 @@ impl Fetcher {
     async fn receive(
         &mut self,
         Stream { connection, send, recv }: &mut Stream,
-        leader: &mut Leader,
+        leader: &Leader,
         bytes: &mut Bytes,
     ) -> Result<End, Error> {
         let consumed = self.consumed.clone();
@@ -236,7 +241,7 @@ impl Fetcher {
 
     /// Asks who leads, no longer ago than `age`, and has it made sure that the connection carries something still; a
     /// question a second for all partitions of a topic, and one for all streams of a connection.
-    async fn is_replaced(&self, leader: &mut Leader, connection: &Connection, age: Duration) -> bool {
+    async fn is_replaced(&self, leader: &Leader, connection: &Connection, age: Duration) -> bool {
         let before = connection.stats().received_bytes;
         self.client.pool().look_after(&leader.address);
         let replaced = self.client.is_replaced(&self.topic, self.partition, leader, age).await;

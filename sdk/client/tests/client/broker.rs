@@ -10,7 +10,7 @@ use bus_protocol::batch::{BatchBuilder, BatchHeader, Compression, RecordBatch, a
 use bus_protocol::fetch::{FetchCredit, FetchOpen, FetchPush};
 use bus_protocol::produce::{Acks, ProduceAck, ProduceAnswer, ProduceOpen, ProduceOpened};
 use bus_protocol::request::PartitionState;
-use bus_protocol::{ErrorCode, NodeId, Offset, RecordError, StreamKind, WireError};
+use bus_protocol::{ErrorCode, LeaderHint, NodeId, Offset, RecordError, StreamKind, WireError};
 use bus_transport::{Connection, Endpoint, Error, Identity, Options, RecvStream, SendStream};
 use bytes::{Bytes, BytesMut};
 use tempfile::TempDir;
@@ -55,7 +55,7 @@ pub(crate) struct State {
     /// While set, batches are stored and stay unanswered.
     pub(crate) mute: AtomicBool,
     /// Whether it takes itself for the leader, whatever metadata says; and whom it names if it does not.
-    pub(crate) believes: Mutex<Option<Result<(), Option<NodeId>>>>,
+    pub(crate) believes: Mutex<Option<Result<(), Option<LeaderHint>>>>,
     /// Where the partitions stand, as far as it has heard: all there is to hear, unless this is set.
     pub(crate) heard: Mutex<Option<Vec<PartitionState>>>,
     /// What it refuses all batches with.
@@ -288,7 +288,7 @@ impl State {
         let leader = self.world.leader(partition);
         let leads = match *self.believes.lock().unwrap() {
             Some(believed) => believed,
-            None if leader == Some(self.node) => Ok(()),
+            None if leader.is_some_and(|leader| leader.node == self.node) => Ok(()),
             None => Err(leader),
         };
         leads.map_err(|leader| {

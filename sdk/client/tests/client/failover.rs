@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use crate::broker::{Broker, TOPIC};
 use crate::soon;
 use bus_client::{Client, Delivery, Error, From, Producer, Record};
-use bus_protocol::{ErrorCode, TopicName};
+use bus_protocol::{ErrorCode, LeaderHint, TopicName};
 
 async fn client(brokers: &[Broker]) -> Client {
     let servers: Vec<_> = brokers.iter().map(|broker| broker.address.clone()).collect();
@@ -118,7 +118,7 @@ async fn a_leader_that_steps_down_names_the_next_which_is_asked_at_once() {
     // Metadata does not know yet.
     brokers[1].take_over(&brokers[0], 0, usize::MAX);
     brokers[0].state.world.elect(0, 1);
-    *brokers[0].state.believes.lock().unwrap() = Some(Err(Some(2)));
+    *brokers[0].state.believes.lock().unwrap() = Some(Err(Some(LeaderHint { node: 2, epoch: 3 })));
     *brokers[1].state.believes.lock().unwrap() = Some(Ok(()));
     for delivery in send(&producer, 3..6).await {
         soon(delivery).await.unwrap();
@@ -134,7 +134,7 @@ async fn a_hint_of_a_broker_that_lags_behind_holds_nobody_up() {
         let producer = client(&brokers).await.producer().build().await.unwrap();
         soon(send(&producer, 0..1).await.remove(0)).await.unwrap();
         let hint = brokers[dead].state.node;
-        *brokers[1].state.believes.lock().unwrap() = Some(Err(Some(hint)));
+        *brokers[1].state.believes.lock().unwrap() = Some(Err(Some(LeaderHint { node: hint, epoch: 0 })));
         let (old, new) = brokers.split_at(1);
         new[0].take_over(&old[0], 0, usize::MAX);
         let mut opened = brokers[1].state.opened.subscribe();
@@ -156,7 +156,7 @@ async fn a_reader_is_not_held_up_by_a_hint_either() {
     let client = client(&brokers).await;
     let mut reader = client.reader([TOPIC]).from(From::Start).build().await.unwrap();
     assert_eq!(soon(reader.next()).await.unwrap().unwrap().offset, 0);
-    *brokers[1].state.believes.lock().unwrap() = Some(Err(Some(3)));
+    *brokers[1].state.believes.lock().unwrap() = Some(Err(Some(LeaderHint { node: 3, epoch: 0 })));
     let mut opened = brokers[1].state.fetches.subscribe();
     let (old, new) = brokers.split_at(1);
     new[0].take_over(&old[0], 0, usize::MAX);
@@ -230,7 +230,9 @@ async fn a_producer_that_saw_a_cut_off_leader_only_goes_on_when_it_sees_the_othe
 #[tokio::test]
 async fn brokers_that_send_it_to_each_other_are_not_asked_without_end() {
     let brokers = Broker::cluster(2, 1);
-    for (broker, other) in [(0, 2), (1, 1)] {
+    for (broker, node) in [(0, 2), (1, 1)] {
+        // Newer each time, as nobody would have it.
+        let other = LeaderHint { node, epoch: 1 + broker as i32 };
         *brokers[broker].state.believes.lock().unwrap() = Some(Err(Some(other)));
     }
     let producer = client(&brokers).await.producer().delivery_timeout(Duration::from_millis(600));

@@ -8,7 +8,9 @@ use bus_protocol::request::{
     Answer, BrokerInfo, ClusterInfo, FunctionInfo, LogLine, Moves, PartitionInfo, PartitionState, Position,
     Quorum, Request, Response, TopicInfo,
 };
-use bus_protocol::{Attachment, ErrorCode, FunctionSpec, NodeId, Offset, TopicId, TopicName, WireError};
+use bus_protocol::{
+    Attachment, ErrorCode, FunctionSpec, LeaderHint, NodeId, Offset, TopicId, TopicName, WireError,
+};
 use tempfile::TempDir;
 use tokio::sync::watch;
 
@@ -69,8 +71,9 @@ impl World {
         self.partitions.lock().unwrap().clone()
     }
 
-    pub(crate) fn leader(&self, partition: usize) -> Option<NodeId> {
-        self.partitions.lock().unwrap().get(partition)?.leader
+    pub(crate) fn leader(&self, partition: usize) -> Option<LeaderHint> {
+        let PartitionState { leader, epoch, .. } = *self.partitions.lock().unwrap().get(partition)?;
+        leader.map(|node| LeaderHint { node, epoch })
     }
 
     pub(crate) fn add_partition(&self, leader: NodeId) {
