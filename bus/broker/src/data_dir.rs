@@ -284,14 +284,17 @@ pub(crate) fn is_same(file: &File, path: &Path) -> io::Result<bool> {
     }
 }
 
-/// Whether nothing lies in a folder, or there is none. What a file system keeps at its own root is nothing.
+/// What a file system keeps at its own root, where a folder of ours may be mounted: nothing of ours.
+pub(crate) const LOST_AND_FOUND: &str = "lost+found";
+
+/// Whether nothing lies in a folder, or there is none.
 fn is_empty(folder: &Path) -> io::Result<bool> {
     let entries = match fs::read_dir(folder) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(true),
         entries => entries?,
     };
     for entry in entries {
-        if entry?.file_name() != "lost+found" {
+        if entry?.file_name() != LOST_AND_FOUND {
             return Ok(false);
         }
     }

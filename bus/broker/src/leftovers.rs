@@ -13,6 +13,7 @@ use bus_log::{Env, Log, LogConfig};
 use bus_metadata::{MetadataImage, Topic};
 use bus_protocol::{NodeId, PartitionId, TopicId};
 
+use crate::data_dir::LOST_AND_FOUND;
 use crate::node::Node;
 
 /// Removes it. `image` is of this broker's registration, or later; nothing is open in the folder yet.
@@ -33,6 +34,7 @@ fn remove_in(topics: &Path, image: &MetadataImage, node: NodeId, env: &Env) -> i
             Some((id, None)) if id.0 <= image.index() => std::fs::remove_dir_all(&path).map(|()| {
                 tracing::info!(folder = %path.display(), "a topic was deleted while this node was down: its folder is removed");
             }),
+            None if name == Some(LOST_AND_FOUND) => Ok(()),
             _ => {
                 tracing::error!(folder = %path.display(), "the metadata does not know this folder: it stays as it is");
                 Ok(())

@@ -124,7 +124,7 @@ impl Owner {
         let mut events = Vec::with_capacity(GROUP);
         loop {
             // An offline partition refuses everything, and must not leave anybody waiting.
-            let room = self.unsynced < UNSYNCED_BYTES || self.offline.get().is_some();
+            let room = self.unsynced < UNSYNCED_BYTES || self.is_offline();
             tokio::select! {
                 biased;
                 synced = finished(&mut self.syncing) => self.synced(synced),
@@ -299,7 +299,7 @@ impl Owner {
         &mut self,
         work: impl FnOnce(&mut Replica<Queued>) -> Result<R, FollowError>,
     ) -> Result<R, FollowError> {
-        if self.offline.get().is_some() {
+        if self.is_offline() {
             return Err(FollowError::Closed);
         }
         let done = work(&mut self.replica);
@@ -322,7 +322,7 @@ impl Owner {
     }
 
     fn maintain(&mut self) {
-        if self.offline.get().is_some() {
+        if self.is_offline() {
             return;
         }
         let log = self.replica.log().dir().to_owned();
@@ -343,7 +343,7 @@ impl Owner {
 
     /// Starts the next group sync unless one is under way.
     fn start_sync(&mut self) {
-        if self.syncing.is_some() || self.offline.get().is_some() {
+        if self.syncing.is_some() || self.is_offline() {
             return;
         }
         let covered = self.unsynced;
@@ -359,7 +359,7 @@ impl Owner {
 
     fn synced(&mut self, (synced, covered): (Result<Offset, bus_log::Error>, usize)) {
         // Once offline, everybody has been told that it is not known what is stored.
-        if self.offline.get().is_some() {
+        if self.is_offline() {
             return;
         }
         self.unsynced = self.unsynced.saturating_sub(covered);
@@ -383,6 +383,10 @@ impl Owner {
         self.unreported = true;
         let answers = self.replica.abandon(&AppendError::Offline(why));
         self.answered(answers);
+    }
+
+    fn is_offline(&self) -> bool {
+        self.offline.get().is_some()
     }
 
     /// Leaves what metadata must hear; where there is no room for it now, it is said again later.
