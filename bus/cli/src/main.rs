@@ -39,7 +39,7 @@ use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{EnvFilter, fmt};
 
 // Batches are large, and are freed by other threads than have made them. The system's allocator gives their pages back
-// each time, and the kernel clears them anew: a sixth of the CPU time that a replicated record took.
+// each time, and the kernel clears them anew.
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
