@@ -2,7 +2,7 @@
 
 #![allow(clippy::print_stdout, reason = "its output is what it is for")]
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use bus_testkit::Failover;
 
 #[tokio::main]
@@ -14,7 +14,8 @@ async fn main() -> anyhow::Result<()> {
     let which: &[bool] = match std::env::args().nth(2).as_deref() {
         Some("kills") => &[false],
         Some("stops") => &[true],
-        _ => &[false, true],
+        None => &[false, true],
+        Some(other) => bail!("{other} is neither: usage: failover [TIMES] [kills|stops]"),
     };
     for &graceful in which {
         println!("{}", Failover { times, graceful, ..Failover::default() }.run().await?);
