@@ -4,6 +4,7 @@
 //! ```text
 //!   bus-log 1
 //!   start 0
+//!   reset <offset>                              only while a reset to there is under way
 //!   recovery <offset> <segment> <position>      all before is synced and was checked
 //!   segment <base offset> <bytes> <max timestamp>   a closed one
 //!   epoch <epoch> <offset>
@@ -50,6 +51,8 @@ pub(crate) struct Closed {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Checkpoint {
     pub(crate) start: Offset,
+    /// Where an empty log is to begin instead: what was to be done when this was written, and may not be done.
+    pub(crate) reset: Option<Offset>,
     pub(crate) recovery: Place,
     pub(crate) closed: Vec<Closed>,
     pub(crate) epochs: Vec<EpochStart>,
@@ -91,6 +94,9 @@ impl Checkpoint {
     fn encode(&self) -> Vec<u8> {
         let Place { offset, segment, position } = self.recovery;
         let mut text = format!("bus-log 1\nstart {}\nrecovery {offset} {segment} {position}\n", self.start);
+        if let Some(offset) = self.reset {
+            let _ = writeln!(text, "reset {offset}");
+        }
         for Closed { base_offset, size, max_timestamp } in &self.closed {
             let _ = writeln!(text, "segment {base_offset} {size} {max_timestamp}");
         }
@@ -118,6 +124,7 @@ impl Checkpoint {
             let mut words = line.split_whitespace();
             match words.next()? {
                 "start" => checkpoint.start = number(&mut words)?,
+                "reset" => checkpoint.reset = Some(number(&mut words)?),
                 "recovery" => {
                     checkpoint.recovery = Place {
                         offset: number(&mut words)?,
@@ -187,6 +194,7 @@ mod tests {
     fn round_trips_and_refuses_every_flipped_byte() {
         let checkpoint = Checkpoint {
             start: 7,
+            reset: Some(3),
             recovery: Place { offset: 90, segment: 80, position: 4_000 },
             closed: vec![Closed { base_offset: 0, size: 1_000, max_timestamp: -1 }],
             epochs: vec![EpochStart { epoch: 2, offset: 7 }],

@@ -48,7 +48,7 @@ impl Log {
         let recovered = recover(env, &dir)?;
         let view = View { segments: [].into(), tail: [].into(), start: recovered.checkpoint.start };
         let epochs = Epochs::new(recovered.checkpoint.epochs.clone());
-        let start = recovered.checkpoint.start;
+        let (start, reset) = (recovered.checkpoint.start, recovered.checkpoint.reset);
         let saved = Saved {
             checkpoint: recovered.checkpoint,
             snapshots: recovered.snapshots,
@@ -76,9 +76,13 @@ impl Log {
         let opened = if (1..=now).contains(&began) { began } else { now };
         let mut producers = recovered.producers;
         producers.expire(now, env.options.producer_expiry_ms);
-        let log = Self { shared, config, segments, tail, epochs, producers, start, next, opened, recovery };
+        let mut log =
+            Self { shared, config, segments, tail, epochs, producers, start, next, opened, recovery };
         log.publish();
         log.settle(recovered.unsynced, recovered.save)?;
+        if let Some(offset) = reset {
+            log.reset_to(offset)?;
+        }
         Ok(log)
     }
 

@@ -68,8 +68,10 @@ impl Log {
             (place, Checkpoint { start: offset, recovery: place, ..Checkpoint::default() })
         };
         // First empty where it ends, which makes all its files leftovers, whatever a crash leaves of them; only then
-        // elsewhere.
+        // elsewhere. Empty where it ended it would look like one whose records were deleted: so where this fails, or
+        // is cut short, it is done when the log is opened.
         let (place, checkpoint) = empty_at(self.next);
+        let checkpoint = Checkpoint { reset: Some(offset), ..checkpoint };
         self.forget_after(place, checkpoint, -1)?;
         self.producers = Producers::new(offset, self.shared.env.options.producers_per_partition);
         let storage = self.shared.env.storage.clone();

@@ -269,12 +269,6 @@ impl<T> Leader<T> {
         live.map(|(node, progress)| (*node, progress.stored)).collect()
     }
 
-    /// Whether a follower is in the ISR, or in the one that is proposed: what it said that it has stored is counted on.
-    pub fn counts_on(&self, node: NodeId) -> bool {
-        let is_proposed = self.proposed.as_ref().is_some_and(|(_, members)| members.contains(&node));
-        is_proposed || self.isr.contains(&node)
-    }
-
     /// Whether a member of the ISR lacks something, so that time matters (see [`Leader::propose`]).
     pub fn is_waiting(&self) -> bool {
         self.followers.iter().any(|(node, progress)| {

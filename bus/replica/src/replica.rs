@@ -300,12 +300,9 @@ impl<T> Replica<T> {
             return refuse(ErrorCode::FencedEpoch, message);
         }
         let log_start = self.log.log_start();
-        // An empty log of the ISR that ends within this one had no more than what was committed and then deleted: it goes
-        // on from there. Taken back to this log's start it would have less than it said it has stored. Of any other
-        // replica nobody knows why it is empty: one that was being emptied for another start as its disk failed lacks
-        // what lies before.
-        let most = if leader.counts_on(open.node) { self.log.log_end() } else { log_start };
-        if open.log.end < log_start || (open.log.epoch.is_none() && open.log.end > most) {
+        // An empty log that ends within this one had no more than what was committed and then deleted (or nothing at
+        // all): it goes on from there. Taken back to this log's start it would have less than it said it has stored.
+        if open.log.end < log_start || (open.log.epoch.is_none() && open.log.end > self.log.log_end()) {
             return LeaderFrame::Reset { log_start };
         }
         match divergence(open.log, |epoch| self.log.epoch_end_offset(epoch)) {

@@ -94,21 +94,6 @@ fn a_follower_whose_log_is_empty_goes_on_where_it_ends() {
 }
 
 #[test]
-fn an_empty_log_that_nobody_counts_on_is_fetched_from_the_start() {
-    let (one, two) = (MemoryStorage::new(), MemoryStorage::new());
-    let mut leader = open(&one, role(1, 1, 0, &[1]));
-    append(&mut leader, 4, 2);
-    let mut follower = open(&two, role(2, 1, 0, &[1]));
-    follower.follow(0, LeaderFrame::Reset { log_start: 6 }, Bytes::new()).unwrap();
-    assert_eq!(follower.position(0).unwrap(), LogEnd { epoch: None, end: 6 });
-    // Else it would come into the ISR without the records before it.
-    let frame = ask(&mut leader, &mut follower, 1);
-    assert_eq!(frame, LeaderFrame::Reset { log_start: 0 });
-    follower.follow(0, frame, Bytes::new()).unwrap();
-    assert_eq!(ask(&mut leader, &mut follower, 1), LeaderFrame::Start);
-}
-
-#[test]
 fn what_a_leader_has_deleted_and_forgotten_is_skipped_in_one_step() {
     let (one, two) = (MemoryStorage::new(), MemoryStorage::new());
     let mut leader = open(&one, role(1, 1, 3, &[1]));

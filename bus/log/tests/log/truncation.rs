@@ -126,6 +126,26 @@ fn a_new_follower_that_begins_in_the_middle_is_there_after_a_power_cut() {
 }
 
 #[test]
+fn a_reset_that_finds_no_room_is_done_when_the_log_is_opened_or_not_at_all() {
+    let mut ends = Vec::new();
+    for room in 0..400 {
+        let disk = Disk::new();
+        let mut log = leader(&disk);
+        disk.storage.set_room(Some(room));
+        let reset = log.reset_to(3);
+        drop(log);
+        disk.storage.set_room(None);
+        let log = disk.open(&small_segments()).unwrap();
+        let found = (log.log_start(), log.log_end());
+        assert!(found == (3, 3) || (reset.is_err() && found == (0, 120)), "{room}: {found:?}");
+        ends.push((reset.is_ok(), found.0));
+    }
+    ends.dedup();
+    // Before the first step, between the two, and after both.
+    assert_eq!(ends, [(false, 0), (false, 3), (true, 3)]);
+}
+
+#[test]
 fn a_log_says_where_it_ends_and_who_wrote_that() {
     let disk = Disk::new();
     let mut log = leader(&disk);

@@ -13,18 +13,9 @@ const NAME: &str = "high_watermark";
 
 #[derive(Debug, Default)]
 pub(crate) struct HighWatermarks {
-    last: BTreeMap<(NodeId, Place), Last>,
+    last: BTreeMap<(NodeId, Place), (u64, Offset)>,
     /// The most that each replica ever kept.
     kept: BTreeMap<(NodeId, Place), Offset>,
-}
-
-/// What a replica showed last.
-#[derive(Debug)]
-struct Last {
-    life: u64,
-    high_watermark: Offset,
-    /// It holds nothing and nobody counts on it: where it happens to begin is no word of what is committed.
-    knows_nothing: bool,
 }
 
 impl HighWatermarks {
@@ -34,15 +25,9 @@ impl HighWatermarks {
         let kept = self.kept.entry(key).or_default();
         *kept = seen.demands.kept(seen.replica).max(*kept);
         let now = seen.replica.high_watermark();
-        let log = seen.replica.log();
-        let is_empty = log.log_start() == log.log_end();
-        let knows_nothing = is_empty && !seen.replica.role().isr.contains(&seen.node);
-        let last = Last { life: seen.life, high_watermark: now, knows_nothing };
-        let before = match self.last.insert(key, last) {
-            Some(last) if last.life == seen.life && !(last.knows_nothing && now < last.high_watermark) => {
-                last.high_watermark
-            }
-            _ => log.log_start(),
+        let before = match self.last.insert(key, (seen.life, now)) {
+            Some((life, before)) if life == seen.life => before,
+            _ => seen.replica.log().log_start(),
         };
         if now == before {
             return Ok(());
