@@ -86,7 +86,7 @@ impl Checkpoint {
         file.sync_data().map_err(|error| Error::io("sync", &new, error))?;
         storage.rename(&new, &path).map_err(|error| Error::io("replace", &path, error))?;
         if durable {
-            storage.sync_dir(dir).map_err(|error| Error::io("sync", dir, error))?;
+            storage.sync_dir(dir).map_err(|error| Error::failed_sync(dir, error))?;
         }
         Ok(())
     }
@@ -143,7 +143,8 @@ impl Checkpoint {
                 _ => return None,
             }
         }
-        Some(checkpoint)
+        let sound = |offset: Offset| offset >= 0 && checkpoint.closed.is_empty();
+        checkpoint.reset.is_none_or(sound).then_some(checkpoint)
     }
 }
 
@@ -194,7 +195,7 @@ mod tests {
     fn round_trips_and_refuses_every_flipped_byte() {
         let checkpoint = Checkpoint {
             start: 7,
-            reset: Some(3),
+            reset: None,
             recovery: Place { offset: 90, segment: 80, position: 4_000 },
             closed: vec![Closed { base_offset: 0, size: 1_000, max_timestamp: -1 }],
             epochs: vec![EpochStart { epoch: 2, offset: 7 }],
@@ -207,6 +208,10 @@ mod tests {
             assert_eq!(Checkpoint::decode(&flipped), None);
             assert_eq!(Checkpoint::decode(&bytes[..at]), None);
         }
+        let reset = |reset| Checkpoint { reset: Some(reset), closed: vec![], ..checkpoint.clone() };
+        assert_eq!(Checkpoint::decode(&reset(3).encode()), Some(reset(3)));
+        assert_eq!(Checkpoint::decode(&reset(-3).encode()), None);
+        assert_eq!(Checkpoint::decode(&Checkpoint { reset: Some(3), ..checkpoint.clone() }.encode()), None);
         let mark = checkpoint.recovery.encode();
         assert_eq!(Place::decode(&mark), Some(checkpoint.recovery));
         for at in 0..mark.len() {

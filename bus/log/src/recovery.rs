@@ -122,7 +122,8 @@ pub(crate) fn recover(env: &Env, dir: &Path) -> Result<Recovered, Error> {
     let end = walk.all(&bases, &mut segments, &mut checkpoint)?;
     walk.epochs.cut(end);
     let lost = walk.mark.map(|mark| mark.offset).into_iter().chain([from.offset]).max();
-    if let Some(stored) = lost.filter(|stored| *stored > end) {
+    // While a reset is under way the mark may be where the log is to begin.
+    if let Some(stored) = lost.filter(|stored| *stored > end && checkpoint.reset.is_none()) {
         tracing::error!(dir = %dir.display(), stored, end, "the disk lost records that had been stored");
         walk.report.lost_stored = Some(stored);
     }
@@ -175,23 +176,31 @@ fn drop_leftovers(storage: &dyn Storage, dir: &Path, checkpoint: &Checkpoint, ba
     let first = checkpoint.closed.first().map_or(checkpoint.recovery.segment, |closed| closed.base_offset);
     bases.retain(|base| {
         if *base < first {
-            remove_segment(storage, &log_path(dir, *base));
+            drop_segment(storage, &log_path(dir, *base));
         }
         *base >= first
     });
 }
 
-/// Removes a segment's files; one that is not there is fine, and one that will not go is tried again at the next
-/// start.
-pub(crate) fn remove_segment(storage: &dyn Storage, log: &Path) {
+/// Removes a segment's files; one that is not there is fine.
+pub(crate) fn remove_segment(storage: &dyn Storage, log: &Path) -> Result<(), Error> {
     for extension in ["index", "timeindex", "log"] {
         let path = log.with_extension(extension);
         match storage.remove_file(&path) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                tracing::warn!(file = %path.display(), %error, "cannot remove a deleted segment");
+                return Err(Error::io("remove", &path, error));
             }
             _ => {}
         }
+    }
+    Ok(())
+}
+
+/// Removes the files of a segment that is before the first one that counts: what will not go is tried again at the
+/// next start.
+pub(crate) fn drop_segment(storage: &dyn Storage, log: &Path) {
+    if let Err(error) = remove_segment(storage, log) {
+        tracing::warn!(%error, "a deleted segment is still there");
     }
 }
 

@@ -9,7 +9,7 @@ use bus_protocol::{Offset, Timestamp};
 
 use crate::checkpoint::Place;
 use crate::index::IndexContents;
-use crate::recovery::remove_segment;
+use crate::recovery::drop_segment;
 use crate::segment::Segment;
 use crate::storage::Storage;
 use crate::{Error, Log};
@@ -102,7 +102,7 @@ impl Log {
             self.tail.clear();
         }
         self.publish();
-        removed.iter().for_each(|segment| remove_segment(storage.as_ref(), &segment.log));
+        removed.iter().for_each(|segment| drop_segment(storage.as_ref(), &segment.log));
         Ok(gone)
     }
 

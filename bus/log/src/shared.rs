@@ -61,11 +61,15 @@ impl Shared {
         }
     }
 
-    /// Nothing is taken from here on. Gives the error back.
+    /// Nothing is taken from here on. Gives the error back, but for [`Error::Full`]: that one promises that the log
+    /// works on.
     pub(crate) fn poison(&self, error: Error) -> Error {
         tracing::error!(dir = %self.dir.display(), %error, "the log goes offline");
         let _ = self.poison.set(error.clone());
-        error
+        match error {
+            Error::Full { .. } => Error::Poisoned { dir: self.dir.clone(), source: Box::new(error) },
+            error => error,
+        }
     }
 
     /// Makes `file` and its entry in the folder durable. A failure takes the log offline.

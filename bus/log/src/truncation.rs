@@ -49,10 +49,15 @@ impl Log {
     /// As a follower whose leader says that in its log the largest epoch not above this log's last is `diverged_epoch`,
     /// and ends before `end`: takes back all that is not on the leader's history (KIP-279), which is what lies after
     /// the smaller of `end` and where this log's own batches of epochs up to `diverged_epoch` end; without an epoch,
-    /// everything. Never cuts below the log's start. Durable when it returns. Gives where the log ends now, which may
-    /// have to be told to the leader again; if that is still above `end`, this log starts after the leader's history
-    /// ends, and only [`Log::reset_to`] helps.
+    /// everything; so it does where the log starts above `end`, and goes on at `end` then. Durable when it returns.
+    /// Gives where the log ends now, which may have to be told to the leader again.
     pub fn truncate_by(&mut self, diverged_epoch: Option<Epoch>, end: Offset) -> Result<LogEnd, Error> {
+        if end < self.start {
+            // At once: cut first, and then reset, it could be found cut after a crash, and look like one whose records
+            // were deleted.
+            self.reset_to(end)?;
+            return Ok(self.end_with_epoch());
+        }
         let mine = diverged_epoch.and_then(|epoch| self.epoch_end_offset(epoch));
         let mine = mine.map_or(self.start, |(_, end)| end);
         self.truncate_to(mine.min(end).max(self.start))?;
@@ -75,13 +80,14 @@ impl Log {
         self.forget_after(place, checkpoint, -1)?;
         self.producers = Producers::new(offset, self.shared.env.options.producers_per_partition);
         let storage = self.shared.env.storage.clone();
+        let mut done = Ok(());
         for segment in self.segments.drain(..) {
             // Whoever reads it now can finish.
             let _ = segment.file(storage.as_ref());
-            remove_segment(storage.as_ref(), &segment.log);
+            done = done.and_then(|()| remove_segment(storage.as_ref(), &segment.log));
         }
         let (_, checkpoint) = empty_at(offset);
-        let done = self.shared.sync_folder().and_then(|()| {
+        let done = done.and_then(|()| self.shared.sync_folder()).and_then(|()| {
             let mut saved = self.shared.saved();
             let marked = self.shared.write_mark(&mut saved, checkpoint.recovery, true);
             marked.map_err(|error| Error::io("write the mark in", &self.shared.dir, error))?;
@@ -153,7 +159,7 @@ impl Log {
         let sync = || storage.sync_dir(&self.shared.dir);
         while self.segments.len() > n + 1 {
             if let Some(last) = self.segments.pop() {
-                remove_segment(storage.as_ref(), &last.log);
+                remove_segment(storage.as_ref(), &last.log)?;
             }
             // One by one, from the end: whatever a power cut leaves is a log without a gap.
             sync().map_err(|error| Error::io("sync", &self.shared.dir, error))?;

@@ -401,12 +401,7 @@ impl<T> Replica<T> {
     }
 
     fn truncate(&mut self, diverged: Option<Epoch>, end: Offset) -> Result<LogEnd, FollowError> {
-        let mut cut = self.log.truncate_by(diverged, end)?;
-        if cut.end > end {
-            // Nothing here is on the leader's history.
-            self.log.reset_to(end)?;
-            cut = self.log.end_with_epoch();
-        }
+        let cut = self.log.truncate_by(diverged, end)?;
         if cut.end < self.high_watermark {
             // Only an unclean election asks for it; the topic allowed that.
             tracing::warn!(log = %self.log.dir().display(), end = cut.end, committed = self.high_watermark,

@@ -138,6 +138,9 @@ impl World {
     }
 
     pub(crate) fn propose(&mut self, node: usize, command: Command, purpose: Purpose) {
+        if self.nodes[node].is_dead() {
+            return;
+        }
         let id = self.control.next;
         self.control.next += 1;
         self.nodes[node].pending.insert(id, purpose);

@@ -14,6 +14,7 @@ use crate::world::{Event, Mend, World};
 enum Fault {
     Kill,
     PowerLoss,
+    DieWriting,
     Blackout,
     Wipe,
     Pause,
@@ -32,13 +33,16 @@ enum Fault {
 }
 
 /// As often as they stand here.
-const FAULTS: [Fault; 32] = [
+const FAULTS: [Fault; 35] = [
     Fault::Kill,
     Fault::Kill,
     Fault::Kill,
     Fault::PowerLoss,
     Fault::PowerLoss,
     Fault::PowerLoss,
+    Fault::DieWriting,
+    Fault::DieWriting,
+    Fault::DieWriting,
     Fault::Blackout,
     Fault::Wipe,
     Fault::Wipe,
@@ -143,6 +147,13 @@ impl World {
         match fault {
             Fault::Kill => self.kill(node, Crash::ProcessOnly),
             Fault::PowerLoss if !self.durability_is_memory() => self.kill(node, power),
+            Fault::DieWriting => {
+                let changes = self.random.within(0..40) as u32;
+                self.note(format_args!("node {} dies after {changes} more changes of its disk", node + 1));
+                self.nodes[node].disk.die_after(Some(changes));
+                self.nodes[node].dying = true;
+                return;
+            }
             Fault::PowerLoss if losing => {
                 self.kill(node, power);
                 self.loses(node);
@@ -171,10 +182,28 @@ impl World {
         self.schedule(delay, Event::Start { node });
     }
 
-    /// One machine at a time: a sync that was yet to fail on another does not.
+    /// Who died in the middle of what it wrote is found dead.
+    pub(crate) fn find_dead(&mut self) {
+        for node in 0..self.nodes.len() {
+            if !self.nodes[node].up || !self.nodes[node].is_dead() {
+                continue;
+            }
+            let seed = self.random.next();
+            let crash = match seed % 3 {
+                1 if !self.durability_is_memory() => Crash::DropUnsynced,
+                2 if !self.durability_is_memory() => Crash::Torn(seed),
+                _ => Crash::ProcessOnly,
+            };
+            self.kill(node, crash);
+            let delay = self.random.within(20..3_000) * MS;
+            self.schedule(delay, Event::Start { node });
+        }
+    }
+
+    /// One machine at a time: what was yet to come over another does not.
     fn loses(&mut self, node: usize) {
         self.wiped = Some(node);
-        self.nodes.iter().for_each(|node| node.disk.fail_syncs(0));
+        self.nodes.iter_mut().for_each(Node::spare);
     }
 
     fn disturb(&mut self, fault: Fault, node: usize) {
@@ -320,7 +349,7 @@ impl World {
         self.network.heal();
         for node in 0..self.nodes.len() {
             self.nodes[node].disk.set_room(None);
-            self.nodes[node].disk.fail_syncs(0);
+            self.nodes[node].spare();
             self.nodes[node].paused = self.now;
             self.schedule(4 * SECOND, Event::Start { node });
         }

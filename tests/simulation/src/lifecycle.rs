@@ -127,11 +127,12 @@ impl World {
     fn open(&mut self, node: usize, place: Place, role: Role) {
         let now = self.clock.monotonic();
         let at = &mut self.nodes[node];
-        if at.suspect {
+        if at.suspect || at.is_dead() {
             return;
         }
         let log = match Log::open(&at.env, Node::dir(place), LogConfig::from(&role.config)) {
             Ok(log) => log,
+            Err(_) if at.is_dead() => return,
             Err(error @ bus_log::Error::Damaged { .. }) => {
                 let check = violated("recovery", format!("of {place:?} on node {}: {error}", node + 1));
                 return self.uphold(check);
@@ -367,7 +368,8 @@ impl World {
                 answers.into_iter().map(|(ticket, _)| (ticket, Err(bus_replica::AppendError::Closed)));
             self.publish(answers.collect());
         }
-        self.kill(node, if clean { Crash::ProcessOnly } else { Crash::DropUnsynced });
+        let machine_lives = clean || self.nodes[node].is_dead();
+        self.kill(node, if machine_lives { Crash::ProcessOnly } else { Crash::DropUnsynced });
         self.nodes[node].clean = clean;
         let delay = self.random.within(50..2_000) * MS;
         self.schedule(delay, Event::Start { node });

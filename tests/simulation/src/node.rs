@@ -54,6 +54,8 @@ pub(crate) struct Node {
     pub(crate) clean: bool,
     /// A sync failed: only a machine that has started anew knows what its disk holds.
     pub(crate) suspect: bool,
+    /// It dies in the middle of what it writes soon.
+    pub(crate) dying: bool,
     pub(crate) stopping: bool,
     /// Its registration's epoch, and up to where it knows the metadata.
     pub(crate) registered: Option<u64>,
@@ -83,6 +85,7 @@ impl Node {
             directory: id << 32,
             clean: true,
             suspect: false,
+            dying: false,
             stopping: false,
             registered: None,
             learned: 0,
@@ -91,6 +94,18 @@ impl Node {
             hints: BTreeMap::new(),
             pending: BTreeMap::new(),
         }
+    }
+
+    /// It goes on with the disk that it has.
+    pub(crate) fn spare(&mut self) {
+        self.disk.fail_syncs(0);
+        self.disk.die_after(None);
+        self.dying = false;
+    }
+
+    /// Whether it died in the middle of what it wrote: it says nothing any more.
+    pub(crate) fn is_dead(&self) -> bool {
+        self.dying && self.disk.is_dead()
     }
 
     pub(crate) fn directory_id(&self) -> DirectoryId {
@@ -106,6 +121,7 @@ impl Node {
         self.paused = 0;
         self.clean = false;
         self.stopping = false;
+        self.dying = false;
         self.registered = None;
         self.replicas.clear();
         self.pending.clear();

@@ -22,6 +22,10 @@ impl World {
     /// Answers appends, in the order of each stream.
     pub(crate) fn publish(&mut self, answers: Vec<Answer<Ticket>>) {
         for (ticket, answer) in answers {
+            let stream = self.produces.get(&ticket.stream);
+            if stream.is_some_and(|stream| self.nodes[stream.broker.0].is_dead()) {
+                continue;
+            }
             if let (Ok(ack), Acks::All) = (&answer, ticket.acks) {
                 let ledger = self.watch.ledgers.entry(ticket.place).or_default();
                 let check =

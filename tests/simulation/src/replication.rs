@@ -64,6 +64,9 @@ impl World {
 
     /// The replica takes nothing any more, and says so; its machine must start anew before anybody knows what it has.
     pub(crate) fn go_offline(&mut self, node: usize, place: Place, why: &str) {
+        if self.nodes[node].is_dead() {
+            return;
+        }
         let running = self.nodes[node].replicas.get_mut(&place);
         let Some(hosted) = running.filter(|hosted| !hosted.offline) else { return };
         hosted.offline = true;
@@ -232,8 +235,8 @@ impl World {
         };
         let said = cuts.then(|| format!("{frame:?}"));
         let taken = hosted.replica.follow(epoch, frame, payload);
-        if let Some(said) = said {
-            let now = (hosted.replica.log().log_start(), hosted.replica.log().log_end());
+        let now = (hosted.replica.log().log_start(), hosted.replica.log().log_end());
+        if let Some(said) = said.filter(|_| !self.nodes[node].is_dead()) {
             self.note(format_args!("node {} is at {now:?} of {place:?} after {said}", node + 1));
             let id = self.nodes[node].id;
             let leads = |hosted: &&crate::node::Hosted| hosted.replica.leads();

@@ -219,6 +219,7 @@ impl World {
                 Some(until) => self.schedule_at(until, next.event),
                 None => self.happen(next.event),
             }
+            self.find_dead();
         }
         self.now = until.max(self.now);
         self.clock.set(self.now);
@@ -305,6 +306,9 @@ impl World {
     pub(crate) fn send_to_leader(&mut self, id: u64, message: ToLeader) {
         let delay = self.delay();
         let Some(stream) = self.replications.get_mut(&id) else { return };
+        if self.nodes[stream.follower.0].is_dead() {
+            return;
+        }
         if let Some(at) = stream.to_leader.send(message, self.now, delay) {
             self.schedule_at(at, Event::ToLeader(id));
         }
@@ -313,6 +317,9 @@ impl World {
     pub(crate) fn send_to_follower(&mut self, id: u64, message: ToFollower) {
         let delay = self.delay();
         let Some(stream) = self.replications.get_mut(&id) else { return };
+        if self.nodes[stream.leader.0].is_dead() {
+            return;
+        }
         if let Some(at) = stream.to_follower.send(message, self.now, delay) {
             self.schedule_at(at, Event::ToFollower(id));
         }

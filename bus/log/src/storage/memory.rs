@@ -40,6 +40,8 @@ struct State {
     /// What it says is free.
     free: Option<u64>,
     failing_syncs: u32,
+    /// Changes that it still takes before it dies.
+    changes_left: Option<u32>,
     reads: u64,
     syncs: u64,
 }
@@ -54,6 +56,7 @@ impl Default for State {
             room: None,
             free: None,
             failing_syncs: 0,
+            changes_left: None,
             reads: 0,
             syncs: 0,
         }
@@ -145,6 +148,7 @@ impl MemoryStorage {
     pub fn crash(&self, crash: Crash) {
         let mut state = lock(&self.state);
         state.generation += 1;
+        state.changes_left = None;
         let mut seed = match crash {
             Crash::ProcessOnly => return,
             Crash::DropUnsynced => None,
@@ -188,6 +192,17 @@ impl MemoryStorage {
     /// dies, but later syncs succeed without it, unless it is written again.
     pub fn fail_syncs(&self, count: u32) {
         lock(&self.state).failing_syncs = count;
+    }
+
+    /// The machine dies after `count` more changes (writes, syncs, entries of folders): from there on each fails, until
+    /// [`Self::crash`] brings it back (`None`: it does not).
+    pub fn die_after(&self, count: Option<u32>) {
+        lock(&self.state).changes_left = count;
+    }
+
+    /// Whether it has died so.
+    pub fn is_dead(&self) -> bool {
+        lock(&self.state).changes_left == Some(0)
     }
 
     /// How many times a file was read.
@@ -241,6 +256,18 @@ fn names(path: &Path) -> impl Iterator<Item = String> + '_ {
 }
 
 impl State {
+    /// To be asked before each change.
+    fn lives(&mut self) -> io::Result<()> {
+        match &mut self.changes_left {
+            None => Ok(()),
+            Some(0) => Err(io::Error::other("the machine is dead")),
+            Some(left) => {
+                *left -= 1;
+                Ok(())
+            }
+        }
+    }
+
     fn find(&self, path: &Path) -> Option<Node> {
         names(path).try_fold(Node::Dir(0), |node, name| match node {
             Node::Dir(folder) => self.folders[folder].live.get(&name).copied(),
@@ -313,6 +340,7 @@ impl Storage for MemoryStorage {
 
     fn create(&self, path: &Path) -> io::Result<Arc<dyn File>> {
         let mut state = lock(&self.state);
+        state.lives()?;
         let entry = state.entry(path)?;
         if state.room == Some(0) {
             return Err(io::ErrorKind::StorageFull.into());
@@ -331,6 +359,7 @@ impl Storage for MemoryStorage {
 
     fn create_dir(&self, dir: &Path) -> io::Result<()> {
         let mut state = lock(&self.state);
+        state.lives()?;
         let mut folder = 0;
         for name in names(dir) {
             folder = match state.folders[folder].live.get(&name) {
@@ -349,6 +378,7 @@ impl Storage for MemoryStorage {
 
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {
         let mut state = lock(&self.state);
+        state.lives()?;
         let folder = state.dir_at(dir)?;
         state.syncs += 1;
         let (synced, kept): (Vec<Change>, Vec<Change>) =
@@ -362,6 +392,7 @@ impl Storage for MemoryStorage {
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
         let mut state = lock(&self.state);
+        state.lives()?;
         let node = state.find(from).ok_or_else(not_found)?;
         let from = state.entry(from)?;
         let (folder, name) = state.entry(to)?;
@@ -371,6 +402,7 @@ impl Storage for MemoryStorage {
 
     fn remove_file(&self, path: &Path) -> io::Result<()> {
         let mut state = lock(&self.state);
+        state.lives()?;
         state.file_at(path)?;
         let entry = state.entry(path)?;
         state.set(entry, None);
@@ -379,6 +411,7 @@ impl Storage for MemoryStorage {
 
     fn remove_dir(&self, dir: &Path) -> io::Result<()> {
         let mut state = lock(&self.state);
+        state.lives()?;
         let folder = state.dir_at(dir)?;
         let entry = state.entry(dir)?;
         state.clear(folder);
@@ -404,6 +437,7 @@ impl File for MemoryFile {
 
     fn write_at(&self, parts: &[&[u8]], position: u64) -> io::Result<()> {
         let mut state = lock(&self.state);
+        state.lives()?;
         let size = state.file(self)?.live.len();
         let mut data = parts.concat();
         let wanted = data.len();
@@ -418,6 +452,7 @@ impl File for MemoryFile {
 
     fn sync_data(&self) -> io::Result<()> {
         let mut state = lock(&self.state);
+        state.lives()?;
         state.syncs += 1;
         state.file(self)?;
         let fails = state.failing_syncs > 0;
@@ -436,6 +471,7 @@ impl File for MemoryFile {
 
     fn truncate(&self, length: u64) -> io::Result<()> {
         let mut state = lock(&self.state);
+        state.lives()?;
         let file = state.file(self)?;
         let cut = Pending::Truncate(length);
         cut.apply(&mut file.live, None);

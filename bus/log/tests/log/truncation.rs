@@ -125,6 +125,70 @@ fn a_new_follower_that_begins_in_the_middle_is_there_after_a_power_cut() {
     assert_eq!((log.log_start(), log.log_end(), log.recovery().lost_stored), (47, 47, None));
 }
 
+/// A log of 120 records that begins at 20, and a machine that dies in the middle of `cut`, after each of its changes: it
+/// did not happen then, or it is done when the log is opened, and no record was lost.
+fn is_whole_or_not_at_all(end: Offset, cut: impl Fn(&mut Log) -> Result<(), Error>) {
+    for crash in [Crash::ProcessOnly, Crash::DropUnsynced, Crash::Torn(1), Crash::Torn(2), Crash::Torn(3)] {
+        let mut ends = Vec::new();
+        for changes in 0.. {
+            let disk = Disk::new();
+            let mut log = leader(&disk);
+            log.delete_before(20).unwrap();
+            log.sync().unwrap();
+            disk.storage.die_after(Some(changes));
+            let done = cut(&mut log);
+            drop(log);
+            disk.storage.crash(crash);
+            let log = disk.open(&small_segments()).unwrap();
+            let found = (log.log_start(), log.log_end());
+            assert!(
+                found == (end, end) || (done.is_err() && found == (20, 120)),
+                "{crash:?} {changes}: {found:?}"
+            );
+            assert_eq!(log.recovery().lost_stored, None, "{crash:?} {changes}");
+            ends.push(found.1);
+            if done.is_ok() {
+                break;
+            }
+        }
+        ends.dedup();
+        assert_eq!(ends, [120, end], "{crash:?}");
+    }
+}
+
+#[test]
+fn a_truncation_that_a_crash_cuts_short_leaves_a_prefix() {
+    for crash in [Crash::ProcessOnly, Crash::DropUnsynced, Crash::Torn(1), Crash::Torn(2), Crash::Torn(3)] {
+        for changes in 0.. {
+            let disk = Disk::new();
+            let mut log = leader(&disk);
+            log.sync().unwrap();
+            let before = read_all(&log.reader(), 0, 1 << 20);
+            disk.storage.die_after(Some(changes));
+            let done = log.truncate_to(30);
+            drop(log);
+            disk.storage.crash(crash);
+            let log = disk.open(&small_segments()).unwrap();
+            assert_eq!((log.log_start(), log.recovery().lost_stored), (0, None), "{crash:?} {changes}");
+            let left = read_all(&log.reader(), 0, 1 << 20);
+            assert_eq!(left, before[..left.len()], "{crash:?} {changes}");
+            assert!(log.log_end() >= 30, "{crash:?} {changes}");
+            if done.is_ok() {
+                assert_eq!(log.log_end(), 30);
+                break;
+            }
+        }
+    }
+}
+
+#[test]
+fn a_reset_that_a_crash_cuts_short_is_done_when_the_log_is_opened_or_not_at_all() {
+    for end in [0, 3, 60, 5_000] {
+        is_whole_or_not_at_all(end, |log| log.reset_to(end));
+    }
+    is_whole_or_not_at_all(10, |log| log.truncate_by(Some(2), 10).map(drop));
+}
+
 #[test]
 fn a_reset_that_finds_no_room_is_done_when_the_log_is_opened_or_not_at_all() {
     let mut ends = Vec::new();
@@ -133,6 +197,13 @@ fn a_reset_that_finds_no_room_is_done_when_the_log_is_opened_or_not_at_all() {
         let mut log = leader(&disk);
         disk.storage.set_room(Some(room));
         let reset = log.reset_to(3);
+        // A full disk that was found later than that is no promise that all is as it was.
+        let as_before = matches!(&reset, Err(Error::Full { .. }));
+        assert_eq!(
+            as_before,
+            reset.is_err() && log.log_end() == 120 && log.truncate_to(120).is_ok(),
+            "{reset:?}"
+        );
         drop(log);
         disk.storage.set_room(None);
         let log = disk.open(&small_segments()).unwrap();
@@ -185,12 +256,13 @@ fn a_cut_by_epoch_ends_where_both_histories_do() {
         disk.storage.crash(Crash::DropUnsynced);
         assert!(disk.open(&small_segments()).unwrap().log_end() <= left, "nothing of it was synced");
     }
-    // Never below the log's start, even if nothing is left then; and of epochs older than all it has, nothing.
+    // Where the other history ends before this log starts, nothing of it is on that history; of epochs older than all it
+    // has, nothing either.
     let disk = Disk::new();
     let mut log = leader(&disk);
     log.delete_before(50).unwrap();
-    assert_eq!(log.truncate_by(Some(2), 20).unwrap(), LogEnd { epoch: None, end: 50 });
-    assert_eq!((log.log_start(), log.log_end()), (50, 50));
+    assert_eq!(log.truncate_by(Some(2), 20).unwrap(), LogEnd { epoch: None, end: 20 });
+    assert_eq!((log.log_start(), log.log_end()), (20, 20));
     let disk = Disk::new();
     let mut log = leader(&disk);
     log.delete_before(50).unwrap();
