@@ -13,7 +13,7 @@ use bus_protocol::fetch::{FetchCredit, FetchOpen, FetchPush, Isolation};
 use bus_protocol::produce::{Acks, ProduceAnswer, ProduceOpen, ProduceOpened};
 use bus_protocol::request::{Answer, CreateTopic, Position, Request};
 use bus_protocol::{
-    Attachment, FrameHeader, FunctionSpec, Preamble, TopicName, decode_control, encode_control,
+    Attachment, FrameHeader, FunctionSpec, Preamble, TopicId, TopicName, decode_control, encode_control,
 };
 use bytes::Bytes;
 
@@ -145,10 +145,10 @@ fn frames_and_preambles() {
 #[test]
 fn control_messages() {
     let mut corpus: Vec<Vec<u8>> = requests().iter().map(control).collect();
-    let open = ProduceOpen { topic: topic(), partition: 1, acks: Acks::All };
+    let open = ProduceOpen { topic: topic(), partition: 1, acks: Acks::All, id: Some(TopicId(3)) };
     corpus.push(control(&open));
-    let fetch =
-        FetchOpen { topic: topic(), partition: 1, from: 7, isolation: Isolation::Committed, credit: 1 << 20 };
+    let (isolation, id) = (Isolation::Committed, Some(TopicId(3)));
+    let fetch = FetchOpen { topic: topic(), partition: 1, from: 7, isolation, credit: 1 << 20, id };
     corpus.push(control(&fetch));
     corpus.push(control(&FetchCredit { bytes: u64::MAX }));
     fuzz("control messages", corpus, |input| {

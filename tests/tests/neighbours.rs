@@ -15,11 +15,7 @@ const LEAST: f64 = 0.6;
 
 /// A broker that leaves a failed function alone for two seconds at most: poison meets it in each measurement.
 fn broker() -> BrokerProcess {
-    let folder = tempfile::tempdir().unwrap();
-    let settings = folder.path().join("bus.toml");
-    std::fs::write(&settings, "[functions]\nbackoff_last_ms = 1000\n").unwrap();
-    let config = ["--config".to_owned(), settings.to_str().unwrap().to_owned()];
-    BrokerProcess::builder().arguments(config).start().unwrap()
+    BrokerProcess::builder().config("[functions]\nbackoff_last_ms = 1000\n").start().unwrap()
 }
 
 fn deploy(broker: &BrokerProcess, name: &str) {

@@ -28,6 +28,7 @@ use crate::options::Options;
 use crate::peers::Peers;
 use crate::producer_ids::ProducerIds;
 use crate::reconciler::Reconciler;
+use crate::reopened::Reopened;
 use crate::tasks::Tasks;
 use crate::throttle::Throttle;
 use crate::topics::Topic;
@@ -348,6 +349,7 @@ fn build(
         peers,
         producer_ids: ProducerIds::default(),
         watermarks: Watermarks::load(data.watermarks()),
+        reopened: Reopened::default(),
         catch_up: Throttle::default(),
         awaited: Awaited::default(),
         read_ahead: Arc::new(Semaphore::new(limits::PUSHES_READ_AHEAD)),

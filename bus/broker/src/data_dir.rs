@@ -3,10 +3,11 @@
 //! ```text
 //! bus-data/
 //!   lock                  held (flock) by the process that uses the folder
-//!   node.json             cluster id, node id, directory id: what this folder belongs to
+//!   node.json             cluster id, node id: what this folder belongs to
 //!   clean                 there while the node is stopped, if it stopped cleanly
 //!   tls/                  CA, certificate, keys
 //!   metadata/             the Raft log and its snapshots (sled)
+//!   topics/node.json      the same, and the directory id: it goes where the topics go, and is lost with them
 //!   topics/NAME@ID/P/     one partition's log
 //!   high-watermarks       up to where partitions were committed, as a hint
 //!   blobs/SHA256          modules
@@ -30,6 +31,7 @@ use crate::traces::{Traces, is_missing};
 pub(crate) struct DataDir {
     root: PathBuf,
     node: NodeFile,
+    directory_id: Uuid,
     was_clean: bool,
     traces: Traces,
     /// Dropped with the value: the operating system then lets the next process in.
@@ -40,9 +42,18 @@ pub(crate) struct DataDir {
 struct NodeFile {
     cluster_id: String,
     node_id: NodeId,
+}
+
+/// What lies with the topics, which may have a file system of their own.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct TopicsFile {
+    #[serde(flatten)]
+    of: NodeFile,
     /// Drawn when the folder was made: an emptied or replaced disk gets another.
     directory_id: Uuid,
 }
+
+const NODE_FILE: &str = "node.json";
 
 /// Why a data folder cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -81,7 +92,17 @@ pub enum DataDirError {
         /// Where the node is.
         theirs: String,
     },
-    /// Its `node.json` cannot be read.
+    /// Other topics lie in it than its own.
+    #[error("{path} holds topics of node {} of cluster {}, not of node {} of cluster {}: is another disk mounted there?", .theirs.0, .theirs.1, .ours.0, .ours.1, path = .path.display())]
+    OtherTopics {
+        /// The folder.
+        path: PathBuf,
+        /// Whose they are: the node, and its cluster.
+        theirs: (NodeId, String),
+        /// Whose it is.
+        ours: (NodeId, String),
+    },
+    /// A `node.json` of it cannot be read.
     #[error("{path} is damaged: {why}: restore it from a copy, or start with an empty data directory", path = .path.display())]
     Damaged {
         /// The file.
@@ -124,7 +145,7 @@ impl DataDir {
         let lock = Arc::new(lock);
         traces.locked(Arc::clone(&lock));
         // From here on nobody else makes anything in it. What a node has that was here before is never taken away.
-        if is_missing(&root.join("node.json")) {
+        if is_missing(&root.join(NODE_FILE)) {
             let tls = root.join("tls");
             let inside = ["ca.key", "ca.pem", "node.key", "node.pem"].map(|name| tls.join(name));
             traces.note(if is_missing(&tls) { vec![tls] } else { inside.to_vec() });
@@ -134,21 +155,21 @@ impl DataDir {
             }
         }
         let filled = Self::fill(&root, node_id, new_id);
-        let (node, first) = filled.inspect_err(|_| traces.clone().remove())?;
+        let (node, directory_id, first) = filled.inspect_err(|_| traces.clone().remove())?;
         let was_clean = take_mark(&root).map_err(io(&root))?;
         if was_clean {
             traces.took(root.join("clean"));
         }
-        Ok(Self { root, node, was_clean: first || was_clean, traces, _lock: lock })
+        Ok(Self { root, node, directory_id, was_clean: first || was_clean, traces, _lock: lock })
     }
 
-    /// Whose folder it is, and whether it was nobody's before.
+    /// Whose folder it is, the id of its topics' directory, and whether it was nobody's before.
     fn fill(
         root: &Path,
         node_id: NodeId,
         mut new_id: impl FnMut() -> Uuid,
-    ) -> Result<(NodeFile, bool), DataDirError> {
-        let path = root.join("node.json");
+    ) -> Result<(NodeFile, Uuid, bool), DataDirError> {
+        let (path, topics) = (root.join(NODE_FILE), root.join("topics"));
         let mut first = false;
         let node = match fs::read(&path) {
             Ok(bytes) => serde_json::from_slice::<NodeFile>(&bytes)
@@ -156,16 +177,11 @@ impl DataDir {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 first = true;
                 // Whose they are is not known, and topics of another cluster may bear the same names and ids.
-                if !is_empty(&root.join("topics")).map_err(io(root))? {
-                    let why = "it is missing, and topics/ is not empty".to_owned();
-                    return Err(DataDirError::Damaged { path, why });
+                if has_topics(&topics).map_err(io(&topics))? {
+                    return Err(DataDirError::Damaged { path, why: NO_TELLING.to_owned() });
                 }
-                let node = NodeFile { cluster_id: new_id().to_string(), node_id, directory_id: new_id() };
-                let bytes = serde_json::to_vec_pretty(&node).map_err(|error| DataDirError::Io {
-                    path: path.clone(),
-                    error: io::Error::other(error),
-                })?;
-                write_atomically(&path, &bytes).map_err(io(&path))?;
+                let node = NodeFile { cluster_id: new_id().to_string(), node_id };
+                write_json(&path, &node)?;
                 node
             }
             Err(error) => return Err(DataDirError::Io { path, error }),
@@ -181,7 +197,11 @@ impl DataDir {
             let folder = root.join(folder);
             fs::create_dir_all(&folder).map_err(io(&folder))?;
         }
-        Ok((node, first))
+        let known = directory_of(&topics, &node)?;
+        if known.is_none() && !first {
+            tracing::warn!(folder = %topics.display(), "it is not what this node has kept its topics in: its replicas count as lost");
+        }
+        Ok((node, known.unwrap_or_else(new_id), first))
     }
 
     /// What a start takes away again that fails.
@@ -189,38 +209,34 @@ impl DataDir {
         self.traces.clone()
     }
 
-    /// Notes which cluster the node belongs to, where it has joined another than it would have formed. While there are
-    /// topics it stays what it is.
+    /// Notes which cluster the node belongs to, where it has joined another than it would have formed, and what its topics
+    /// lie in. While there are topics it stays what it is. Not before it is of the cluster: a start that fails, as a file
+    /// system was not mounted, leaves no other directory than the one that comes back.
     pub(crate) fn note_cluster(&self, cluster_id: &str) -> Result<(), DataDirError> {
-        if self.node.cluster_id == cluster_id {
-            return Ok(());
-        }
-        if let Keeps::TopicsOf(ours) = self.keeps()? {
+        if self.node.cluster_id != cluster_id
+            && let Keeps::TopicsOf(ours) = self.keeps()?
+        {
             let (ours, theirs) = (ours.to_owned(), cluster_id.to_owned());
             return Err(DataDirError::OtherCluster { path: self.root.clone(), ours, theirs });
         }
-        let path = self.root.join("node.json");
-        let node = NodeFile { cluster_id: cluster_id.to_owned(), ..self.node.clone() };
-        serde_json::to_vec_pretty(&node)
-            .map_err(io::Error::other)
-            .and_then(|bytes| write_atomically(&path, &bytes))
-            .map_err(|error| DataDirError::Io { path, error })
+        let of = NodeFile { cluster_id: cluster_id.to_owned(), ..self.node.clone() };
+        write_json(&self.root.join(NODE_FILE), &of)?;
+        write_json(&self.topics().join(NODE_FILE), &TopicsFile { of, directory_id: self.directory_id })
     }
 
     /// Whose topics the folder keeps. Where it keeps none, the cluster that `node.json` names is the one that the node
     /// would form.
     pub(crate) fn keeps(&self) -> Result<Keeps<'_>, DataDirError> {
         let (topics, cluster_id) = (self.topics(), self.node.cluster_id.as_str());
-        let nothing = is_empty(&topics).map_err(io(&topics))?;
-        Ok(if nothing {
-            Keeps::Nothing { cluster_id_if_new: cluster_id }
-        } else {
+        Ok(if has_topics(&topics).map_err(io(&topics))? {
             Keeps::TopicsOf(cluster_id)
+        } else {
+            Keeps::Nothing { cluster_id_if_new: cluster_id }
         })
     }
 
     pub(crate) fn directory(&self) -> DirectoryId {
-        DirectoryId(self.node.directory_id.into_bytes())
+        DirectoryId(self.directory_id.into_bytes())
     }
 
     /// Whether the node that used the folder last stopped cleanly; a first start is clean.
@@ -273,6 +289,11 @@ pub(crate) fn topic_folder(topic: &TopicName, id: TopicId) -> String {
     format!("{topic}@{id}")
 }
 
+/// The id of the topic whose folder could be called so.
+pub(crate) fn topic_id(folder: &str) -> Option<TopicId> {
+    folder.rsplit_once('@')?.1.parse().ok().map(TopicId)
+}
+
 /// Whether the file at `path` is this one.
 pub(crate) fn is_same(file: &File, path: &Path) -> io::Result<bool> {
     use std::os::unix::fs::MetadataExt;
@@ -287,18 +308,44 @@ pub(crate) fn is_same(file: &File, path: &Path) -> io::Result<bool> {
 /// What a file system keeps at its own root, where a folder of ours may be mounted: nothing of ours.
 pub(crate) const LOST_AND_FOUND: &str = "lost+found";
 
-/// Whether nothing lies in a folder, or there is none.
-fn is_empty(folder: &Path) -> io::Result<bool> {
-    let entries = match fs::read_dir(folder) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(true),
+/// Why nobody can say what a node.json is to say.
+const NO_TELLING: &str = "it is missing, and topics/ holds topics";
+
+/// Whether a folder of topics holds anything of one.
+fn has_topics(topics: &Path) -> io::Result<bool> {
+    let entries = match fs::read_dir(topics) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
         entries => entries?,
     };
     for entry in entries {
-        if entry?.file_name() != LOST_AND_FOUND {
-            return Ok(false);
+        let path = entry?.path();
+        let is_topic = path.file_name().and_then(|name| topic_id(name.to_str()?)).is_some();
+        if is_topic && path.is_dir() && fs::read_dir(&path)?.next().is_some() {
+            return Ok(true);
         }
     }
-    Ok(true)
+    Ok(false)
+}
+
+/// The id of the directory that the node's topics lie in; `None` where it is a new one. Topics of which it is not known
+/// that they are this node's are left alone.
+fn directory_of(topics: &Path, node: &NodeFile) -> Result<Option<Uuid>, DataDirError> {
+    let path = topics.join(NODE_FILE);
+    let holds_topics = has_topics(topics).map_err(io(topics))?;
+    let why = match fs::read(&path) {
+        Ok(bytes) => match serde_json::from_slice::<TopicsFile>(&bytes) {
+            Ok(found) if found.of == *node => return Ok(Some(found.directory_id)),
+            Ok(TopicsFile { of: NodeFile { cluster_id, node_id }, .. }) if holds_topics => {
+                let (theirs, ours) = ((node_id, cluster_id), (node.node_id, node.cluster_id.clone()));
+                return Err(DataDirError::OtherTopics { path: topics.to_owned(), theirs, ours });
+            }
+            Ok(_) => return Ok(None),
+            Err(error) => error.to_string(),
+        },
+        Err(error) if error.kind() == io::ErrorKind::NotFound => NO_TELLING.to_owned(),
+        Err(error) => return Err(DataDirError::Io { path, error }),
+    };
+    if holds_topics { Err(DataDirError::Damaged { path, why }) } else { Ok(None) }
 }
 
 /// Takes the mark of a clean stop away, for good: a crash from here on is one.
@@ -323,96 +370,14 @@ pub(crate) fn write_atomically(path: &Path, bytes: &[u8]) -> io::Result<()> {
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_folder_is_one_nodes_and_one_processs() {
-        let temp = tempfile::tempdir().unwrap();
-        let root = temp.path().join("data");
-        let mut ids = 0;
-        let mut draw = || {
-            ids += 1;
-            Uuid::from_u128(ids)
-        };
-        let first = DataDir::open(&root, 1, &mut draw).unwrap();
-        assert!(matches!(DataDir::open(&root, 1, &mut draw), Err(DataDirError::InUse { .. })));
-        let cluster = first.node.cluster_id.clone();
-        assert!(first.was_clean());
-        first.mark_clean().unwrap();
-        drop(first);
-        assert!(matches!(
-            DataDir::open(&root, 2, &mut draw),
-            Err(DataDirError::OtherNode { theirs: 1, ours: 2, .. })
-        ));
-        let second = DataDir::open(&root, 1, &mut draw).unwrap();
-        assert!(second.was_clean());
-        assert_eq!(second.node.cluster_id, cluster);
-        drop(second);
-        assert!(!DataDir::open(&root, 1, &mut draw).unwrap().was_clean(), "it was not closed cleanly");
-        // A start that fails marks it clean again only if it was.
-        assert!(!root.join("clean").exists());
-        let clean = DataDir::open(&root, 1, &mut draw).unwrap();
-        clean.mark_clean().unwrap();
-        drop(clean);
-        DataDir::open(&root, 1, &mut draw).unwrap().traces().remove();
-        assert!(DataDir::open(&root, 1, &mut draw).unwrap().was_clean());
-        fs::write(root.join("node.json"), "{").unwrap();
-        assert!(matches!(DataDir::open(&root, 1, &mut draw), Err(DataDirError::Damaged { .. })));
-        // Without it nobody knows whose topics these are.
-        fs::remove_file(root.join("node.json")).unwrap();
-        fs::create_dir(root.join("topics/orders@7")).unwrap();
-        assert!(matches!(DataDir::open(&root, 1, &mut draw), Err(DataDirError::Damaged { .. })));
-        assert!(root.join("topics/orders@7").exists());
-        fs::remove_dir(root.join("topics/orders@7")).unwrap();
-        DataDir::open(&root, 1, &mut draw).unwrap();
+/// Writes a file for good, unless that is what it holds.
+fn write_json<T: Serialize>(path: &Path, value: &T) -> Result<(), DataDirError> {
+    let bytes = serde_json::to_vec_pretty(value).map_err(io::Error::other).map_err(io(path))?;
+    if fs::read(path).is_ok_and(|found| found == bytes) {
+        return Ok(());
     }
-
-    #[test]
-    fn topics_stay_with_the_cluster_that_they_are_of() {
-        let temp = tempfile::tempdir().unwrap();
-        let open = || DataDir::open(temp.path(), 1, || Uuid::from_u128(7)).unwrap();
-        let new = Uuid::from_u128(7).to_string();
-        let data = open();
-        assert_eq!(data.keeps().unwrap(), Keeps::Nothing { cluster_id_if_new: &new });
-        // A file system of its own.
-        fs::create_dir(data.topics().join("lost+found")).unwrap();
-        assert_eq!(data.keeps().unwrap(), Keeps::Nothing { cluster_id_if_new: &new });
-        data.note_cluster("joined").unwrap();
-        drop(data);
-        let data = open();
-        fs::create_dir(data.topics().join("orders@7")).unwrap();
-        assert_eq!(data.keeps().unwrap(), Keeps::TopicsOf("joined"));
-        data.note_cluster("joined").unwrap();
-        assert!(matches!(
-            data.note_cluster("another"),
-            Err(DataDirError::OtherCluster { ours, theirs, .. }) if ours == "joined" && theirs == "another"
-        ));
-        drop(data);
-        assert_eq!(open().keeps().unwrap(), Keeps::TopicsOf("joined"));
-    }
-
-    #[test]
-    fn a_start_that_fails_leaves_what_was_there_and_nothing_more() {
-        let temp = tempfile::tempdir().unwrap();
-        let folder = temp.path().join("a/b");
-        let start = |given: Option<&str>| {
-            if let Some(given) = given {
-                fs::create_dir_all(folder.join("tls")).unwrap();
-                fs::write(folder.join("tls").join(given), "given").unwrap();
-            }
-            let data = DataDir::open(&folder, 1, Uuid::new_v4).unwrap();
-            fs::write(data.tls().join("node.pem"), "made").unwrap();
-            fs::write(data.metadata().join("log"), "made").unwrap();
-            data.traces().remove();
-        };
-        start(None);
-        assert!(!temp.path().join("a").exists());
-        start(Some("ca.pem"));
-        let left = |folder: &Path| {
-            fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name()).collect::<Vec<_>>()
-        };
-        assert_eq!((left(&folder), left(&folder.join("tls"))), (vec!["tls".into()], vec!["ca.pem".into()]));
-    }
+    write_atomically(path, &bytes).map_err(io(path))
 }
+
+#[cfg(test)]
+mod tests;

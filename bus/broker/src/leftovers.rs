@@ -3,41 +3,60 @@
 //!
 //! A topic's id is its place in the metadata's log, so that one of the same name that was created since has another
 //! folder. What the metadata cannot have known of when it let go of it is never touched: then it is the metadata that has
-//! lost something.
+//! lost something. Metadata that goes on from an older copy comes to look as if it had known, so that such a folder is
+//! marked, and stays until the metadata has a place for it.
 
 use std::io;
+use std::panic::AssertUnwindSafe;
 use std::path::Path;
 use std::sync::Arc;
 
 use bus_log::{Env, Log, LogConfig};
 use bus_metadata::{MetadataImage, Topic};
-use bus_protocol::{NodeId, PartitionId, TopicId};
+use bus_protocol::{NodeId, PartitionId};
+use futures::FutureExt as _;
 
-use crate::data_dir::LOST_AND_FOUND;
+use crate::data_dir::{LOST_AND_FOUND, topic_folder, topic_id, write_atomically};
 use crate::node::Node;
+use crate::traces::is_missing;
+
+/// Lies in a folder that the metadata did not know.
+const UNKNOWN: &str = "unknown-to-the-metadata";
 
 /// Removes it. `image` is of this broker's registration, or later; nothing is open in the folder yet.
 pub(crate) async fn remove(node: &Node, image: Arc<MetadataImage>) {
     let (topics, env, id) = (node.data.topics(), node.logs.clone(), node.id);
-    if let Err(error) = node.blocking(move || remove_in(&topics, &image, id, &env)).await {
-        tracing::warn!(%error, "what was taken from this node while it was down was not removed");
+    let removed = node.blocking(move || remove_in(&topics, &image, id, &env));
+    // The broker does without it: a log that cannot be looked at must not keep it from the others, at each start.
+    match AssertUnwindSafe(removed).catch_unwind().await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => {
+            tracing::warn!(%error, "what was taken from this node while it was down was not removed");
+        }
+        Err(_) => tracing::error!(
+            "what was taken from this node while it was down was not removed: looking at it panicked"
+        ),
     }
 }
 
 fn remove_in(topics: &Path, image: &MetadataImage, node: NodeId, env: &Env) -> io::Result<()> {
     for entry in std::fs::read_dir(topics)? {
         let path = entry?.path();
-        let name = path.file_name().and_then(|name| name.to_str());
-        let id = name.and_then(|name| name.rsplit_once('@')?.1.parse().ok()).map(TopicId);
-        let removed = match id.map(|id| (id, image.topic_by_id(id))) {
-            Some((_, Some(topic))) => remove_replicas(&path, topic, node, env),
-            Some((id, None)) if id.0 <= image.index() => std::fs::remove_dir_all(&path).map(|()| {
+        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        if !path.is_dir() || name == LOST_AND_FOUND {
+            continue;
+        }
+        let removed = match topic_id(name).map(|id| (id, image.topic_by_id(id))) {
+            Some((id, Some(topic))) if name == topic_folder(&topic.name, id) => {
+                unmark(&path).and_then(|()| remove_replicas(&path, topic, node, env))
+            }
+            Some((id, None)) if id.0 <= image.index() && !is_marked(&path) => std::fs::remove_dir_all(&path).map(|()| {
                 tracing::info!(folder = %path.display(), "a topic was deleted while this node was down: its folder is removed");
             }),
-            None if name == Some(LOST_AND_FOUND) => Ok(()),
-            _ => {
+            topic => {
                 tracing::error!(folder = %path.display(), "the metadata does not know this folder: it stays as it is");
-                Ok(())
+                // One that is called like no topic is nothing that could be taken for one.
+                topic.map_or(Ok(()), |_| mark(&path))
             }
         };
         // The others go all the same.
@@ -46,6 +65,20 @@ fn remove_in(topics: &Path, image: &MetadataImage, node: NodeId, env: &Env) -> i
         }
     }
     Ok(())
+}
+
+/// Notes, for good, that the metadata did not know of a folder.
+fn mark(folder: &Path) -> io::Result<()> {
+    if is_marked(folder) { Ok(()) } else { write_atomically(&folder.join(UNKNOWN), b"") }
+}
+
+fn is_marked(folder: &Path) -> bool {
+    !is_missing(&folder.join(UNKNOWN))
+}
+
+/// The metadata has a place for it.
+fn unmark(folder: &Path) -> io::Result<()> {
+    if is_marked(folder) { std::fs::remove_file(folder.join(UNKNOWN)) } else { Ok(()) }
 }
 
 fn remove_replicas(folder: &Path, topic: &Topic, node: NodeId, env: &Env) -> io::Result<()> {
@@ -59,15 +92,17 @@ fn remove_replicas(folder: &Path, topic: &Topic, node: NodeId, env: &Env) -> io:
         };
         let Some(partition) = topic.partition(number) else {
             tracing::error!(folder = %entry.path().display(), "the metadata does not know this partition: it stays as it is");
+            mark(&entry.path())?;
             continue;
         };
+        let path = entry.path();
         if partition.replicas.contains(&node) {
+            unmark(&path)?;
             continue;
         }
-        let path = entry.path();
         let removed = Log::open(env, &path, LogConfig::from(&topic.config)).and_then(|log| {
             let newest = log.epochs().last().map(|start| start.epoch);
-            if newest.is_some_and(|newest| newest > partition.leader_epoch) {
+            if is_marked(&path) || newest.is_some_and(|newest| newest > partition.leader_epoch) {
                 return Ok(false);
             }
             log.delete().map(|()| true)
@@ -78,6 +113,7 @@ fn remove_replicas(folder: &Path, topic: &Topic, node: NodeId, env: &Env) -> io:
             }
             Ok(false) => {
                 tracing::error!(folder = %path.display(), "a replica that is not this node's any more is newer than the metadata: it stays as it is");
+                mark(&path)?;
             }
             Err(error) => {
                 tracing::warn!(folder = %path.display(), %error, "a replica that is not this node's any more stays: remove its folder");
@@ -94,10 +130,10 @@ mod tests {
 
     use bus_log::AppendBatch;
     use bus_log::storage::DiskStorage;
-    use bus_metadata::{Command, DirectoryId, Registration};
+    use bus_metadata::{Command, DirectoryId, PartitionChange, Registration};
     use bus_protocol::batch::{BatchBuilder, Compression};
     use bus_protocol::request::CreateTopic;
-    use bus_protocol::{Epoch, SystemClock, TopicName};
+    use bus_protocol::{Epoch, SystemClock, TopicId, TopicName};
 
     use super::*;
 
@@ -107,8 +143,8 @@ mod tests {
         let mut commands = Vec::new();
         for node in [1, 2] {
             let (address, directory) = (format!("node-{node}:1"), DirectoryId([node as u8; 16]));
-            let registration = Registration { node, address, rack: None, directory, clean: true };
-            commands.push(Command::RegisterBroker(registration));
+            let broker = Registration { node, address, rack: None, directory, clean: true };
+            commands.push(Command::RegisterBroker { broker, follows: None });
             commands.push(Command::UnfenceBroker { node, epoch: 2 * node - 1 });
         }
         commands.push(Command::CreateTopic(CreateTopic {
@@ -152,20 +188,59 @@ mod tests {
         let running = format!("t@{}", topic.id);
         let (kept, moved) = (log(&env, at(&running, mine), now), log(&env, at(&running, other), now));
         let deleted = log(&env, at("t@1", 0), 0);
-        let lost = log(&env, at("t@900", 0), 0);
-        // A crash in the middle of a deletion; and what cannot be looked into, which keeps nobody from the others.
+        let (lost, copy) =
+            (log(&env, at("t@900", 0), 0), log(&env, at(&format!("old-{running}"), other), now));
+        // A crash in the middle of a deletion; and what is no folder.
         let half = folder.path().join(&running).join("9.deleted");
         std::fs::create_dir(&half).unwrap();
-        std::fs::write(folder.path().join("t@0"), "no folder").unwrap();
+        std::fs::write(folder.path().join("t@0"), "").unwrap();
         remove_in(folder.path(), &image, 1, &env).unwrap();
         assert_eq!(
-            (kept.exists(), moved.exists(), deleted.exists(), lost.exists(), half.exists()),
-            (true, false, false, true, false)
+            (kept.exists(), moved.exists(), deleted.exists(), half.exists()),
+            (true, false, false, false)
         );
+        assert!(lost.exists() && copy.exists());
 
         // One that was written in an epoch that the metadata has not heard of, and a partition that it has not either.
         let (newer, unknown) = (log(&env, at(&running, other), now + 1), log(&env, at(&running, 7), 0));
         remove_in(folder.path(), &image, 1, &env).unwrap();
         assert!(newer.exists() && unknown.exists());
+
+        // It goes on, from what is an older copy of it.
+        let mut later = image.clone();
+        elect(&mut later, topic.id, other);
+        later.apply(1_000, Command::DrainBroker { node: 2, drained: true }).unwrap();
+        for _ in 0..2 {
+            remove_in(folder.path(), &later, 1, &env).unwrap();
+            assert!(lost.exists() && newer.exists() && unknown.exists() && copy.exists());
+        }
+        later.apply(1_001, Command::DeleteTopic { topic: topic.name.clone() }).unwrap();
+        remove_in(folder.path(), &later, 1, &env).unwrap();
+        assert_eq!((copy.exists(), kept.exists()), (true, false));
+
+        // Once the metadata has a place for it, it goes as any other.
+        let again = log(&env, at(&running, mine), now);
+        mark(&at(&running, mine)).unwrap();
+        mark(again.parent().unwrap()).unwrap();
+        remove_in(folder.path(), &image, 1, &env).unwrap();
+        remove_in(folder.path(), &later, 1, &env).unwrap();
+        assert!(!again.exists());
+    }
+
+    /// The leader of a partition goes and comes back: two elections.
+    fn elect(image: &mut MetadataImage, topic: TopicId, partition: PartitionId) {
+        for index in image.index() + 1..=image.index() + 2 {
+            let now = image.topic_by_id(topic).unwrap().partition(partition).unwrap();
+            let change = PartitionChange {
+                topic,
+                partition,
+                partition_epoch: now.partition_epoch,
+                leader: if now.leader.is_some() { None } else { now.isr.first().copied() },
+                isr: now.isr.clone(),
+                replicas: now.replicas.clone(),
+                target: None,
+            };
+            image.apply(index, Command::ChangePartitions { changes: vec![change] }).unwrap();
+        }
     }
 }

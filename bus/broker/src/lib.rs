@@ -36,6 +36,7 @@ mod peers;
 mod producer_ids;
 mod reconciler;
 mod refusal;
+mod reopened;
 mod replicas;
 mod replication;
 mod reports;

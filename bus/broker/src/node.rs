@@ -8,6 +8,7 @@ use std::time::Duration;
 use bus_metadata::{Applied, Command, Metadata, Registration};
 use bus_protocol::request::Request;
 use bus_protocol::{Clock, ErrorCode, NodeId, PartitionId, TopicId, WireError};
+use bus_replica::{Fault, Partition};
 use bytes::Bytes;
 use tokio::sync::{Notify, Semaphore, watch};
 
@@ -22,12 +23,15 @@ use crate::options::Options;
 use crate::peers::Peers;
 use crate::producer_ids::ProducerIds;
 use crate::refusal::Refusal as _;
+use crate::reopened::Reopened;
 use crate::throttle::Throttle;
-use crate::topics::Topics;
+use crate::topics::{Served, Topics};
 use crate::watermarks::Watermarks;
 
 /// How long the others may take to run a change before it is answered all the same.
 pub(crate) const SETTLE: Duration = Duration::from_secs(5);
+
+const TAKES_OVER: &str = "another replica takes over";
 
 /// A running broker's parts. Handlers hold it by `Arc`; what changes in it changes behind locks of its own.
 pub(crate) struct Node {
@@ -47,6 +51,8 @@ pub(crate) struct Node {
     pub(crate) peers: Peers,
     pub(crate) producer_ids: ProducerIds,
     pub(crate) watermarks: Watermarks,
+    /// Replicas that were opened anew after a panic.
+    pub(crate) reopened: Reopened,
     /// What holds records back that go to replicas which a reassignment adds.
     pub(crate) catch_up: Throttle,
     /// What tells those who catch up to give way.
@@ -128,26 +134,39 @@ impl Node {
         self.broker_epoch.load(Ordering::Acquire)
     }
 
-    /// The refusal of whoever met this node's failed or full storage: where others go on without it, one of them takes
-    /// over, and to a client it is a change of leader.
+    /// The refusal of whoever met this node's failed or full storage, or its panic: where others go on without it, one of
+    /// them takes over, and where it is opened anew it leads anew. To a client either is a change of leader.
     pub(crate) fn moved_on(&self, topic: TopicId, number: PartitionId, refused: WireError) -> WireError {
         let image = self.metadata.image();
         let partition = image.topic_by_id(topic).and_then(|topic| topic.partition(number));
+        let in_isr = partition.is_none_or(|partition| partition.isr.contains(&self.id));
+        let spared = !in_isr || image.can_spare(self.id, topic, number);
         let goes_on = match refused.code {
+            ErrorCode::StorageFailed if self.has_panicked(topic, number) => {
+                let led_anew = self.reopened.may((topic, number), self.clock.monotonic());
+                spared.then_some(TAKES_OVER).or(led_anew.then_some("it is opened anew"))
+            }
             ErrorCode::StorageFailed => {
-                partition.is_some_and(|partition| partition.isr.iter().any(|member| *member != self.id))
+                let others = partition.iter().flat_map(|partition| &partition.isr);
+                let mut others = others.filter(|member| **member != self.id);
+                others.any(|member| image.is_available(*member)).then_some(TAKES_OVER)
             }
-            ErrorCode::StorageFull => {
-                let led_by_another = partition.is_some_and(|partition| !partition.isr.contains(&self.id));
-                led_by_another || image.can_spare(self.id, topic, number)
-            }
-            _ => false,
+            ErrorCode::StorageFull => spared.then_some(TAKES_OVER),
+            _ => None,
         };
-        if goes_on {
-            let message = format!("{}; another replica takes over", refused.message);
-            return WireError::new(ErrorCode::NotLeader, message);
+        match goes_on {
+            Some(how) => WireError::new(ErrorCode::NotLeader, format!("{}; {how}", refused.message)),
+            None => refused,
         }
-        refused
+    }
+
+    /// Whether the task of a replica of this node has panicked, and it was not opened anew since.
+    fn has_panicked(&self, topic: TopicId, number: PartitionId) -> bool {
+        let topics = self.topics.all();
+        let topic = topics.values().find(|running| running.id == topic);
+        let partitions = topic.map(|topic| topic.partitions.load_full()).unwrap_or_default();
+        let replica = partitions.get(number as usize).and_then(Served::replica);
+        replica.and_then(Partition::offline) == Some(&Fault::Panicked)
     }
 
     /// The address of a broker that may be asked.

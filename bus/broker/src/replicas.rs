@@ -1,6 +1,7 @@
 //! The replicas of this node: opened, told their roles, repaired and removed, until they are what metadata says.
 
 use std::collections::{HashMap, HashSet};
+use std::panic::AssertUnwindSafe;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -8,13 +9,14 @@ use bus_log::{Log, LogConfig};
 use bus_metadata::MetadataImage;
 use bus_protocol::{ErrorCode, LeaderHint, NodeId, PartitionId, TopicId, TopicPartition, WireError};
 use bus_replica::{Fault, Matter, Partition, Report, Role};
-use futures::StreamExt as _;
+use futures::{FutureExt as _, StreamExt as _};
 
 use crate::data_dir::topic_folder;
 use crate::node::Node;
 use crate::refusal::Refusal as _;
 use crate::replication::{Replication, Stay};
 use crate::topics::{Served, Topic};
+use crate::traces::is_missing;
 
 /// Logs opened, and replicas told their roles, at once: both wait for the disk more than for a core.
 const AT_ONCE: usize = 16;
@@ -29,24 +31,19 @@ pub(crate) struct Replicas {
     replication: Replication,
     /// Those that have lost what they stored, or cannot be opened, until they run again.
     lost: HashSet<At>,
-    /// Those that were opened anew after a panic. Once: one that panics again would do so for ever.
-    reopened: HashSet<At>,
 }
 
 impl Replicas {
     pub(crate) fn new(node: Arc<Node>) -> Self {
-        Self {
-            node,
-            roles: HashMap::new(),
-            replication: Replication::default(),
-            lost: HashSet::new(),
-            reopened: HashSet::new(),
-        }
+        Self { node, roles: HashMap::new(), replication: Replication::default(), lost: HashSet::new() }
     }
 
     /// Starts, tells, repairs and stops the replicas of one topic.
     pub(crate) async fn serve(&mut self, topic: &Topic, wanted: &bus_metadata::Topic, image: &MetadataImage) {
         let before = topic.partitions.load_full();
+        // Nothing of it has run since this broker registered, and it was there then: so are the folders of its replicas,
+        // but for some that came to it as it went down, which are as good as lost.
+        let held = before.is_empty() && topic.id.0 < self.node.epoch();
         let mut served = Vec::with_capacity(wanted.partitions.len());
         let (mut tell, mut open) = (Vec::new(), Vec::new());
         for (number, partition) in wanted.partitions.iter().enumerate() {
@@ -69,13 +66,13 @@ impl Replicas {
                     }
                 }
                 Some(running) if !self.may_replace(at, &role, &running) => {
-                    self.note_offline(at, &running, image);
+                    self.note_offline(at, &running, &role, image);
                     served.push(serve_as(running, &role));
                 }
                 broken => {
                     let why = self.drop_broken(topic, at, broken).await;
                     served.push(Served::Offline(why));
-                    open.push((at, role));
+                    open.push((at, role, held || self.lost.contains(&at)));
                 }
             }
         }
@@ -128,22 +125,31 @@ impl Replicas {
     }
 
     /// Whether another may take the place of this replica, which is offline. What a panic has left alone is not fetched
-    /// anew but opened anew, and only to follow: then its leader says where it goes on.
+    /// anew but opened anew: to follow, as its leader says then where it goes on; or to lead in a later leader epoch, as
+    /// one does that has started again. Nobody who dealt with the one that panicked takes it for that.
     fn may_replace(&self, at: At, role: &Role, running: &Partition) -> bool {
         match running.offline() {
-            Some(Fault::Panicked) => Stay::of(role).is_some() && !self.reopened.contains(&at),
+            Some(Fault::Panicked) => {
+                let is_later = self.roles.get(&at).is_none_or(|told| told.epoch < role.epoch);
+                (Stay::of(role).is_some() || (role.leads() && is_later)) && self.may_reopen(at)
+            }
             _ => self.may_repair(at, role),
         }
     }
 
+    fn may_reopen(&self, at: At) -> bool {
+        self.node.reopened.may(at, self.node.clock.monotonic())
+    }
+
     /// A replica is offline, and stays so for now.
-    fn note_offline(&mut self, at: At, running: &Partition, image: &MetadataImage) {
+    fn note_offline(&mut self, at: At, running: &Partition, role: &Role, image: &MetadataImage) {
         match running.offline() {
-            // The others may be able to do without it by now.
-            Some(Fault::Panicked) if image.can_spare(self.node.id, at.0, at.1) => {
-                self.report(at, Fault::Panicked);
+            Some(Fault::Panicked) => {
+                // The others may be able to do without it by now, or it was so long ago that it may lead anew.
+                if image.can_spare(self.node.id, at.0, at.1) || (role.leads() && self.may_reopen(at)) {
+                    self.report(at, Fault::Panicked);
+                }
             }
-            Some(Fault::Panicked) => {}
             _ => self.count_lost(at),
         }
     }
@@ -206,7 +212,7 @@ impl Replicas {
     fn forget(&mut self, at: At) {
         self.roles.remove(&at);
         self.lost.remove(&at);
-        self.reopened.remove(&at);
+        self.node.reopened.forget(|gone| *gone == at);
     }
 
     /// Stops a replica whose storage has failed, and removes what it holds: all of it comes anew from the leader. What
@@ -218,7 +224,9 @@ impl Replicas {
         broken.close().await.ok();
         let why = broken.offline().map_or("its storage has failed".to_owned(), Fault::to_string);
         if broken.offline() == Some(&Fault::Panicked) {
-            self.reopened.insert(at);
+            self.node.reopened.note(at, self.node.clock.monotonic());
+            // Its readers were told so far.
+            self.node.watermarks.note(at, broken.high_watermark());
             tracing::warn!(topic = %topic.name, partition = at.1, "a replica whose task has panicked is opened anew");
             return why;
         }
@@ -254,25 +262,36 @@ impl Replicas {
         }
         self.roles.retain(|(id, _), _| *id != topic.id);
         self.lost.retain(|(id, _)| *id != topic.id);
-        self.reopened.retain(|(id, _)| *id != topic.id);
+        self.node.reopened.forget(|(id, _)| *id == topic.id);
     }
 
-    async fn open_all(&self, topic: &Topic, open: Vec<(At, Role)>) -> Vec<(At, Role, (Served, bool))> {
+    /// Opens replicas; each with whether its folder was there before.
+    async fn open_all(&self, topic: &Topic, open: Vec<(At, Role, bool)>) -> Vec<(At, Role, (Served, bool))> {
         if open.is_empty() {
             return Vec::new();
         }
         if let Err(error) = self.make_folder(topic).await {
             let offline = Served::Offline(format!("its folder cannot be made: {}", error.message));
-            return open.into_iter().map(|(at, role)| (at, role, (offline.clone(), true))).collect();
+            return open.into_iter().map(|(at, role, _)| (at, role, (offline.clone(), true))).collect();
         }
         futures::stream::iter(open)
-            .map(|(at, role)| async move {
-                let opened = self.open(topic, at, role.clone()).await;
-                (at, role, opened)
+            .map(|(at, role, held)| async move {
+                // One that cannot be opened must not keep the node from the others.
+                let opened = AssertUnwindSafe(self.open(topic, at, role.clone(), held)).catch_unwind().await;
+                (at, role, opened.unwrap_or_else(|_| self.panicked(topic, at)))
             })
             .buffer_unordered(AT_ONCE)
             .collect()
             .await
+    }
+
+    /// What becomes of a replica whose opening has panicked: it is tried again at the next change.
+    fn panicked(&self, topic: &Topic, at: At) -> (Served, bool) {
+        tracing::error!(topic = %topic.name, partition = at.1, "the opening of a replica has panicked: it is offline");
+        if self.node.metadata.image().can_spare(self.node.id, at.0, at.1) {
+            self.report(at, Fault::Panicked);
+        }
+        (Served::Offline("its opening has panicked".into()), false)
     }
 
     /// Makes the folder that a topic's partitions lie in, for good, and ends deletions that a crash cut short.
@@ -293,11 +312,15 @@ impl Replicas {
             .await
     }
 
-    /// Opens a replica; with whether it has lost what it had stored, or cannot be opened.
-    async fn open(&self, topic: &Topic, at: At, role: Role) -> (Served, bool) {
+    /// Opens a replica, which was `held` before or is new; with whether it has lost what it had stored, or cannot be
+    /// opened.
+    async fn open(&self, topic: &Topic, at: At, role: Role, held: bool) -> (Served, bool) {
         let name = TopicPartition::new(topic.name.clone(), at.1);
         let folder = self.node.data.partition(&topic.name, topic.id, at.1);
-        let mut opened = self.open_log(&folder, &role).await;
+        // Out of the ISR it is repaired as soon as somebody leads who counts on nothing of it; alone in it, it is for an
+        // operator to give it up.
+        let counted = (role.isr.contains(&self.node.id) && role.isr.len() > 1) || self.was_told(at, &role);
+        let mut opened = self.open_log(&folder, &role, held && counted).await;
         let mut lost = opened.is_err();
         if let Err(fault) = &opened
             && self.may_repair(at, &role)
@@ -305,12 +328,9 @@ impl Replicas {
             tracing::warn!(partition = %name, %fault, "a damaged replica is fetched anew");
             if self.discard(topic, at.1).await.is_ok() {
                 self.node.metrics.refetched_replicas.increment(1);
-                opened = self.open_log(&folder, &role).await;
+                opened = self.open_log(&folder, &role, false).await;
             }
         }
-        // Out of the ISR it is repaired as soon as somebody leads who counts on nothing of it; alone in it, it is for an
-        // operator to give it up.
-        let counted = (role.isr.contains(&self.node.id) && role.isr.len() > 1) || self.was_told(at, &role);
         let log = match opened {
             Ok(log) => log,
             Err(fault) => {
@@ -339,12 +359,18 @@ impl Replicas {
         (serve_as(replica, &role), lost)
     }
 
-    async fn open_log(&self, folder: &Path, role: &Role) -> Result<Log, Fault> {
+    /// Opens a log; one that `is_there` is not begun.
+    async fn open_log(&self, folder: &Path, role: &Role, is_there: bool) -> Result<Log, Fault> {
         let (env, folder, config) =
             (self.node.logs.clone(), folder.to_owned(), LogConfig::from(&role.config));
-        let opened = self.node.blocking(move || Ok::<_, WireError>(Log::open(&env, &folder, config))).await;
-        match opened {
-            Ok(opened) => opened.map_err(|error| Fault::from(&error)),
+        let open = move || {
+            if is_there && is_missing(&folder) {
+                return Err(Fault::Damaged(format!("its folder {} is gone", folder.display())));
+            }
+            Log::open(&env, &folder, config).map_err(|error| Fault::from(&error))
+        };
+        match self.node.blocking(move || Ok::<_, WireError>(open())).await {
+            Ok(opened) => opened,
             Err(stopping) => Err(Fault::Failed(stopping.message)),
         }
     }

@@ -3,12 +3,12 @@
 //!
 //! Gathered, and sent as one command for many partitions: when a broker goes, all that it followed says so at once.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use bus_metadata::{Applied, Command, IsrChange, ProposeError, limits};
-use bus_protocol::{PartitionId, TopicId};
+use bus_metadata::{Applied, Command, IsrChange, PartitionChange, ProposeError, limits};
+use bus_protocol::{Epoch, PartitionId, TopicId};
 use bus_replica::{Fault, IsrProposal, Matter, Report};
 use tokio::sync::mpsc;
 
@@ -20,6 +20,7 @@ pub(crate) const QUEUE: usize = 4_096;
 /// How long it takes until what failed is tried again.
 const AGAIN: Duration = Duration::from_millis(100);
 
+type At = (TopicId, PartitionId);
 type Proposal = (TopicId, PartitionId, IsrProposal);
 
 /// Runs until the broker stops.
@@ -33,11 +34,13 @@ pub(crate) async fn run(node: Arc<Node>, mut reports: mpsc::Receiver<Report>) {
             () = &mut stopping => return,
         }
         let (mut proposals, mut lost, mut spared) = (Vec::new(), Vec::new(), BTreeSet::new());
+        let mut anew = BTreeMap::new();
         for Report { topic, partition, matter } in gathered.drain(..) {
             match matter {
                 Matter::Isr(proposal) => proposals.push((topic, partition, proposal)),
                 Matter::Offline(Fault::Panicked) => {
-                    tell_panicked(&node, (topic, partition));
+                    let leads_anew = tell_panicked(&node, (topic, partition));
+                    anew.extend(leads_anew.map(|epoch| ((topic, partition), epoch)));
                     spared.insert((topic, partition));
                 }
                 Matter::Offline(fault) => {
@@ -52,6 +55,9 @@ pub(crate) async fn run(node: Arc<Node>, mut reports: mpsc::Receiver<Report>) {
         }
         if !spared.is_empty() {
             say_spared(&node, spared).await;
+        }
+        if !anew.is_empty() {
+            say_anew(&node, anew).await;
         }
         if !proposals.is_empty() {
             propose(&node, proposals).await;
@@ -69,27 +75,36 @@ fn tell_lost(node: &Node, (topic, partition): (TopicId, PartitionId), fault: &Fa
     tracing::error!(topic, partition, why = %fault, "a replica has lost what it stored: {remedy}");
 }
 
-/// Says what becomes of a replica whose task has panicked.
-fn tell_panicked(node: &Node, (topic, partition): (TopicId, PartitionId)) {
+/// Says what becomes of a replica whose task has panicked; gives the leader epoch that is to end so that it can be led
+/// anew, if so.
+fn tell_panicked(node: &Node, (topic, partition): At) -> Option<Epoch> {
     let image = node.metadata.image();
     let state = image.topic_by_id(topic).and_then(|topic| topic.partition(partition));
-    let leads = state.is_some_and(|state| state.leader == Some(node.id));
     let spared = image.can_spare(node.id, topic, partition);
-    if !spared {
+    let led = state.filter(|state| !spared && state.leader == Some(node.id));
+    if led.is_none() && !spared {
         // Metadata has nothing to change, and yet it may be opened anew.
         node.nudge.notify_one();
     }
-    let remedy = if leads && !spared {
-        "the others cannot go on without it: start the broker again"
-    } else {
-        "others go on without it, and it is opened anew, once: if it stays offline, start the broker again"
+    let again = !node.reopened.may((topic, partition), node.clock.monotonic());
+    let remedy = match (led, again) {
+        (None, false) => "others go on without it, and it is opened anew",
+        (None, true) => {
+            "others go on without it; that was not the first time, so that it stays offline: start the broker again"
+        }
+        (Some(_), false) => "the others cannot go on without it, so that it is opened and led anew",
+        (Some(_), true) => {
+            "the others cannot go on without it; that was not the first time, so that it stays offline: start the broker again"
+        }
     };
+    let led = led.filter(|_| !again).map(|state| state.leader_epoch);
     let topic = node.called(topic);
     tracing::error!(
         topic,
         partition,
         "the task of a replica has panicked, and what it has stored is as it was: {remedy}"
     );
+    led
 }
 
 /// Tells metadata that replicas of this node have lost what they stored. By what metadata says then they are emptied, and
@@ -107,6 +122,41 @@ async fn say_spared(node: &Node, mut spared: BTreeSet<(TopicId, PartitionId)>) {
     }
     let partitions = spared.into_iter().collect();
     say(node, Command::ReportFull { node: node.id, epoch: node.epoch(), partitions }).await;
+}
+
+/// Ends leader epochs of this node in which nobody leads any more: whom the controller elects then, be it this node,
+/// begins another.
+async fn say_anew(node: &Node, led: BTreeMap<At, Epoch>) {
+    loop {
+        let image = node.metadata.image();
+        let change = |(&(topic, number), &epoch): (&At, &Epoch)| {
+            let now = image.topic_by_id(topic)?.partition(number)?;
+            let (isr, replicas, target) = (now.isr.clone(), now.replicas.clone(), now.target.clone());
+            (now.leader == Some(node.id) && now.leader_epoch == epoch).then_some(PartitionChange {
+                topic,
+                partition: number,
+                partition_epoch: now.partition_epoch,
+                leader: None,
+                isr,
+                replicas,
+                target,
+            })
+        };
+        let changes: Vec<_> = led.iter().filter_map(change).collect();
+        if changes.is_empty() {
+            return;
+        }
+        match node.metadata.propose(Command::ChangePartitions { changes }).await {
+            Ok(Applied::Partitions(results)) if results.iter().all(Result::is_ok) => return,
+            // What has changed meanwhile is looked at again.
+            Ok(_) => {}
+            Err(ProposeError::Rejected(_) | ProposeError::Stopped(_)) => return,
+            Err(error) => tracing::debug!(%error, "leader epochs that ended by a panic are reported again"),
+        }
+        if node.pause(AGAIN).await.is_err() {
+            return;
+        }
+    }
 }
 
 /// Tells metadata; again until it is heard, or not true any more.

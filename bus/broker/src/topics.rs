@@ -79,6 +79,20 @@ impl Topics {
 }
 
 impl Topic {
+    /// Refuses a client that means another topic of this name: an earlier one that was deleted, or a later one that this
+    /// node has not heard of yet.
+    pub(crate) fn is_meant(&self, id: Option<TopicId>) -> Result<(), WireError> {
+        match id {
+            Some(id) if id != self.id => {
+                let Self { name, id: now, .. } = self;
+                let message =
+                    format!("topic {name} is not the one meant: here it has the id {now}, not {id}");
+                Err(WireError::new(ErrorCode::UnknownTopic, message))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// The partition of that number, if this node leads it and it is online.
     pub(crate) fn partition(&self, partition: PartitionId) -> Result<Partition, WireError> {
         let partitions = self.partitions.load();

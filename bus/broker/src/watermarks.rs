@@ -38,6 +38,12 @@ impl Watermarks {
         known.get(&(topic.0, partition)).copied().unwrap_or(0)
     }
 
+    /// Notes that below `offset` all of the partition was committed.
+    pub(crate) fn note(&self, (topic, partition): (TopicId, PartitionId), offset: Offset) {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        known.insert((topic.0, partition), offset);
+    }
+
     /// Writes down where the replicas are now, if anything has moved. Blocks on the disk.
     pub(crate) fn save(&self, topics: &Topics) -> io::Result<()> {
         let mut now = Known::new();

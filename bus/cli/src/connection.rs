@@ -1,8 +1,10 @@
 //! The way to the cluster.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
-use bus_client::{Client, ClientBuilder, NoMajority, Trust};
+use bus_client::{Client, ClientBuilder, NoLeader, NoMajority, Trust};
+use bus_protocol::{PartitionId, TopicName};
 use tokio::sync::watch;
 
 use crate::args::Global;
@@ -29,6 +31,7 @@ pub(crate) fn builder(global: &Global) -> ClientBuilder {
 pub(crate) async fn connect(global: &Global) -> anyhow::Result<Client> {
     let client = builder(global).connect().await?;
     tokio::spawn(tell(client.majority()));
+    tokio::spawn(tell_of_leaders(client.leaderless()));
     Ok(client)
 }
 
@@ -41,6 +44,25 @@ async fn tell(mut majority: watch::Receiver<Option<NoMajority>>) {
         message(&format!("{missing}; what needs one waits for it"));
         if majority.wait_for(Option::is_none).await.is_ok() {
             message("there is a majority again");
+        }
+    }
+}
+
+/// The same of partitions that the command needs and nobody leads.
+async fn tell_of_leaders(mut leaderless: watch::Receiver<BTreeMap<(TopicName, PartitionId), NoLeader>>) {
+    while leaderless.wait_for(|all| !all.is_empty()).await.is_ok() {
+        tokio::time::sleep(PATIENCE).await;
+        let said = {
+            let all = leaderless.borrow_and_update();
+            let Some(first) = all.values().next() else { continue };
+            match all.len() {
+                1 => format!("{first}; what needs it waits for it"),
+                many => format!("{first}; {} more have none: what needs them waits", many - 1),
+            }
+        };
+        message(&said);
+        if leaderless.wait_for(BTreeMap::is_empty).await.is_ok() {
+            message("each partition has a leader again");
         }
     }
 }

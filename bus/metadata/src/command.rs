@@ -25,7 +25,13 @@ pub enum Command {
     /// A broker has started. It gets a new epoch, is fenced until [`Command::UnfenceBroker`], and leads nothing
     /// until it is elected again: a leader that came back may have lost what only it had, so it must not go on
     /// in its old leader epoch. -> [`Applied::Broker`]
-    RegisterBroker(Registration),
+    RegisterBroker {
+        /// The broker.
+        broker: Registration,
+        /// The epoch of the registration before this one; refused where that is not the broker's last. What a process
+        /// asked for and did not live to see may come late: it must not take the place of a later one's.
+        follows: Option<u64>,
+    },
     /// A broker has gone silent, or is stopping: it gets no new replicas and is not elected, and the controller takes it out of the
     /// ISR where anybody else is left in it. -> [`Applied::Done`]
     FenceBroker {
@@ -68,8 +74,8 @@ pub enum Command {
         /// At most [`limits::PARTITIONS_PER_COMMAND`](crate::limits::PARTITIONS_PER_COMMAND).
         changes: Vec<IsrChange>,
     },
-    /// The controller elects leaders, takes silent replicas out of the ISR, and ends reassignments; each change
-    /// stands or falls by itself. -> [`Applied::Partitions`]
+    /// The controller elects leaders, takes silent replicas out of the ISR, and ends reassignments; a leader that can only
+    /// go on in another leader epoch ends its own. Each change stands or falls by itself. -> [`Applied::Partitions`]
     ChangePartitions {
         /// At most [`limits::PARTITIONS_PER_COMMAND`](crate::limits::PARTITIONS_PER_COMMAND).
         changes: Vec<PartitionChange>,

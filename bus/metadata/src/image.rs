@@ -58,7 +58,7 @@ impl MetadataImage {
         self.index = index;
         match command {
             Command::NameCluster { cluster_id } => self.name_cluster(&cluster_id),
-            Command::RegisterBroker(registration) => self.register_broker(index, registration),
+            Command::RegisterBroker { broker, follows } => self.register_broker(index, broker, follows),
             Command::FenceBroker { node, epoch } => self.set_fenced(node, epoch, true),
             Command::UnfenceBroker { node, epoch } => self.set_fenced(node, epoch, false),
             Command::CreateTopic(wanted) => self.create_topic(index, wanted),

@@ -11,6 +11,7 @@ use tokio::time::{Instant, sleep, timeout};
 use crate::messages::{Hello, Question, Reply};
 use crate::{
     Applied, Command, DirectoryId, EnterError, Error, Metadata, PeerError, ProposeError, Registration,
+    Rejected,
 };
 
 /// How long a listed node may take to say who it is.
@@ -93,7 +94,7 @@ impl Metadata {
             self.form_or_join(&entry).await?;
         }
         let epoch = tokio::select! {
-            registered = self.register(registration, entry.deadline) => registered?,
+            registered = Box::pin(self.register(registration, entry.deadline)) => registered?,
             error = self.look_around(&entry) => return Err(error),
         };
         core.session.send_modify(|session| session.epoch = Some(epoch));
@@ -375,10 +376,12 @@ impl Metadata {
         Ok(())
     }
 
-    async fn register(&self, registration: Registration, deadline: Instant) -> Result<u64, EnterError> {
+    async fn register(&self, broker: Registration, deadline: Instant) -> Result<u64, EnterError> {
+        let mut follows = self.image().broker(broker.node).map(|before| before.epoch);
         loop {
             let core = self.core();
-            let error = match self.propose(Command::RegisterBroker(registration.clone())).await {
+            let register = Command::RegisterBroker { broker: broker.clone(), follows };
+            let error = match self.propose(register).await {
                 Ok(Applied::Broker { epoch }) => return Ok(epoch),
                 Ok(other) => {
                     unreachable!("a registration is answered with an epoch, not with {other:?}")
@@ -387,6 +390,19 @@ impl Metadata {
             };
             // One that may have been applied is made again: the later one counts.
             match error {
+                // An earlier attempt, or one that this node had not heard of.
+                ProposeError::Rejected(Rejected::StaleBrokerEpoch { current, .. })
+                    if Instant::now() < deadline =>
+                {
+                    follows = Some(current);
+                    continue;
+                }
+                ProposeError::Rejected(Rejected::UnknownBroker { .. })
+                    if follows.is_some() && Instant::now() < deadline =>
+                {
+                    follows = None;
+                    continue;
+                }
                 ProposeError::NotLeader { .. }
                 | ProposeError::NoMajority { .. }
                 | ProposeError::TimedOut(_)

@@ -120,7 +120,7 @@ impl Identity {
         let ask: Ask = decode(bytes).map_err(refuse)?;
         let registers = match &ask.question {
             Question::Propose(command, _) => match &**command {
-                Command::RegisterBroker(registration) => registration.node,
+                Command::RegisterBroker { broker, .. } => broker.node,
                 _ => from,
             },
             _ => from,

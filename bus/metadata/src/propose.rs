@@ -115,10 +115,10 @@ impl Core {
         command: Command,
         clock: Timestamp,
     ) -> Result<(u64, Result<Applied, Rejected>), ProposeError> {
-        if let Command::RegisterBroker(registration) = &command {
+        if let Command::RegisterBroker { broker, .. } = &command {
             check_clock(node, clock, SystemClock::new().timestamp())?;
             // A copy of a data directory, started beside the original: it waits, in case that has died just now.
-            if self.runs_elsewhere(registration) {
+            if self.runs_elsewhere(broker) {
                 return Err(ProposeError::Busy);
             }
         }
@@ -239,7 +239,7 @@ mod tests {
             let (_dir, metadata) = crate::metadata::tests::alone().await;
             let core = metadata.core();
             let node = core.node();
-            let registration = Registration {
+            let broker = Registration {
                 node,
                 address: core.address.clone(),
                 rack: None,
@@ -247,7 +247,7 @@ mod tests {
                 clean: true,
             };
             let (proposed, panicked) = tokio::join!(
-                metadata.propose(Command::RegisterBroker(registration)),
+                metadata.propose(Command::RegisterBroker { broker, follows: None }),
                 core.raft.with_raft_state(|_| panic!("as a bug in Raft does it")),
             );
             panicked.unwrap_err();

@@ -26,6 +26,7 @@ use bus_protocol::NodeId;
 use openraft::{AnyError, LogId, StorageError, StorageIOError};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
 
 pub(crate) use log::LogStore;
 pub(crate) use machine::StateMachine;
@@ -46,6 +47,9 @@ openraft::declare_raft_types!(
 const FORMAT: u8 = 1;
 /// How long a directory may stay locked by what was just shut down.
 const LET_GO: Duration = Duration::from_secs(10);
+/// How long sled's own threads may hold the lock when the last handle is gone; and how often it is tried again.
+const LOCKED: Duration = Duration::from_secs(1);
+const AGAIN: Duration = Duration::from_millis(20);
 
 const VOTE: &str = "vote";
 const COMMITTED: &str = "committed";
@@ -104,16 +108,22 @@ struct StoredIdentity {
 }
 
 impl Store {
-    /// Opens the directory of `node`, or makes it, and answers with the cluster that it belongs to.
+    /// Opens the directory of `node`, or makes it, and answers with the cluster that it belongs to. One that another
+    /// process has is refused after a second.
     pub(crate) async fn open(
         dir: &Path,
         node: NodeId,
         cache_bytes: u64,
     ) -> Result<(Self, Liveness, Option<String>), Error> {
-        let path = dir.to_owned();
-        blocking(move || Ok(Self::open_blocking(&path, node, cache_bytes)))
-            .await
-            .map_err(|error| Error::Stopped(error.to_string()))?
+        let began = Instant::now();
+        loop {
+            let path = dir.to_owned();
+            let opened = blocking(move || Ok(Self::open_blocking(&path, node, cache_bytes))).await;
+            match opened.map_err(|error| Error::Stopped(error.to_string()))? {
+                Err(Error::InUse { .. }) if began.elapsed() < LOCKED => tokio::time::sleep(AGAIN).await,
+                opened => return opened,
+            }
+        }
     }
 
     fn open_blocking(

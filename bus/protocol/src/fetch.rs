@@ -8,7 +8,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Offset, PartitionId, TopicName, WireError};
+use crate::{Offset, PartitionId, TopicId, TopicName, WireError};
 
 /// What a reader may see.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -33,6 +33,9 @@ pub struct FetchOpen {
     pub isolation: Isolation,
     /// Bytes that may be pushed at first.
     pub credit: u64,
+    /// Whose offset `from` is: a broker that knows another topic of that name refuses. `None`: whichever has the name
+    /// there.
+    pub id: Option<TopicId>,
 }
 
 /// More credit: bytes that may be pushed in addition.

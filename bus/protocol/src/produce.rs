@@ -7,7 +7,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Offset, PartitionId, Timestamp, TopicName, WireError};
+use crate::{Offset, PartitionId, Timestamp, TopicId, TopicName, WireError};
 
 /// When a batch counts as produced.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -30,6 +30,8 @@ pub struct ProduceOpen {
     pub partition: PartitionId,
     /// When batches are answered.
     pub acks: Acks,
+    /// Which topic of that name is meant: a broker that knows another refuses. `None`: whichever has the name there.
+    pub id: Option<TopicId>,
 }
 
 /// The broker's word that it leads the partition and takes batches.

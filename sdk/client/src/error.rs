@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bus_protocol::{ErrorCode, InvalidTopicName, Offset, PartitionId, TopicName, WireError};
 
-use crate::NoMajority;
+use crate::{NoLeader, NoMajority};
 
 /// Why the client cannot do what it was asked to. Cheap to clone: one cause may fail many records.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -97,13 +97,8 @@ pub enum Error {
         partitions: u32,
     },
     /// A partition has no leader now.
-    #[error("partition {topic}-{partition} has no leader: see `bus topic describe {topic}`")]
-    NoLeader {
-        /// The topic.
-        topic: TopicName,
-        /// The partition.
-        partition: PartitionId,
-    },
+    #[error("{0}")]
+    NoLeader(NoLeader),
     /// The partition's leader does not have what the producer had sent before, though it was acknowledged (or has
     /// forgotten the producer half-way): its records were lost, by an unclean election or with a disk. This record was
     /// not stored; those that were sent after it are sent anew.
@@ -117,6 +112,18 @@ pub enum Error {
         partition: PartitionId,
         /// What the broker said.
         message: String,
+    },
+    /// The topic that was read is deleted, and another has its name: offsets of the old one mean nothing there.
+    #[error(
+        "topic {topic} was deleted and created again: what was read of partition {partition}, up to offset {offset}, was of the old one; read the new one from its start"
+    )]
+    TopicReplaced {
+        /// The topic.
+        topic: TopicName,
+        /// The partition.
+        partition: PartitionId,
+        /// The next offset that was wanted of the old one.
+        offset: Offset,
     },
     /// The offset asked for is not there.
     #[error("offset {offset} of {topic}-{partition} is out of range: the log holds {start} to {end}")]
@@ -154,7 +161,7 @@ impl Error {
             | Self::NoMajority { .. }
             | Self::NotAcknowledged { .. }
             | Self::NotSent { .. }
-            | Self::NoLeader { .. }
+            | Self::NoLeader(_)
             | Self::RefusedWithBatch { .. } => true,
             _ => false,
         }

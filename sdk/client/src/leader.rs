@@ -1,7 +1,8 @@
 //! Who leads a partition, and how a stream follows when that changes.
 //!
 //! ```text
-//!   a refusal says who leads   -> there, at once, the first time; unless metadata is newer, or nobody answers there
+//!   a refusal says who leads   -> there, at once, the first time; unless metadata is newer, or nobody answers there,
+//!                                 or it is no newer than what was refused: then metadata
 //!   a stream or its broker dies -> metadata, of one broker after the other, every 50 ms until somebody leads
 //!   silence, though something is due -> metadata; another leader or epoch: abandon the stream, go there
 //! ```
@@ -13,7 +14,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use bus_protocol::request::{PartitionState, Position, Request, Response, TopicInfo};
-use bus_protocol::{Epoch, ErrorCode, LeaderHint, NodeId, Offset, PartitionId, TopicName};
+use bus_protocol::{Epoch, ErrorCode, LeaderHint, NodeId, Offset, PartitionId, TopicId, TopicName};
 use bytes::Bytes;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
@@ -40,20 +41,22 @@ const UNKNOWN: Duration = Duration::from_secs(2);
 pub(crate) struct Leader {
     pub(crate) node: NodeId,
     pub(crate) address: String,
+    /// Which topic of the name: one that was created anew has epochs of its own.
+    pub(crate) topic: TopicId,
     /// As metadata has it, or another broker's word that metadata has not borne out yet.
     epoch: Epoch,
 }
 
 impl Leader {
-    /// Whether somebody else leads, or it leads anew.
-    fn is_replaced(&self, now: &PartitionState) -> bool {
-        now.epoch > self.epoch || now.epoch == self.epoch && now.leader != Some(self.node)
-    }
-
-    /// The newer of itself and what it says: whoever lags behind names a leader of before.
-    fn newer(&self, hint: LeaderHint) -> LeaderHint {
-        let Self { node, epoch, .. } = *self;
-        if hint.epoch > epoch { hint } else { LeaderHint { node, epoch } }
+    /// Whether somebody else leads, or it leads anew, or the topic is another one.
+    fn is_replaced(&self, now: &TopicInfo, partition: PartitionId) -> bool {
+        if now.id != self.topic {
+            return now.id > self.topic;
+        }
+        let now = now.partitions.get(partition as usize);
+        now.is_some_and(|now| {
+            now.epoch > self.epoch || now.epoch == self.epoch && now.leader != Some(self.node)
+        })
     }
 }
 
@@ -81,14 +84,16 @@ impl Client {
         let info = self.topic(topic).await?;
         let state = state(&info, partition)?;
         let at = |LeaderHint { node, epoch }| {
-            self.metadata().broker(node).map(|address| Leader { node, address, epoch })
+            let address = self.metadata().broker(node)?;
+            Some(Leader { node, address, topic: info.id, epoch })
         };
         let known = state.leader.map(|node| LeaderHint { node, epoch: state.epoch });
-        hint.filter(|hint| hint.epoch > state.epoch)
+        let leader = hint
+            .filter(|hint| hint.epoch > state.epoch)
             .and_then(at)
             .filter(|leader| known.is_none() || !self.pool().is_silent(&leader.address))
-            .or_else(|| at(known?))
-            .ok_or_else(|| Error::NoLeader { topic: topic.clone(), partition })
+            .or_else(|| at(known?));
+        leader.ok_or_else(|| Error::NoLeader(self.metadata().no_leader(topic, partition, &state.isr)))
     }
 
     /// Asks, unless somebody has just now, whether the partition has another leader or a newer epoch.
@@ -101,9 +106,7 @@ impl Client {
     ) -> bool {
         let asked = tokio::time::timeout(ASK, self.refresh_within(topic, age)).await;
         match asked {
-            Ok(Ok(info)) => {
-                info.partitions.get(partition as usize).is_some_and(|now| leader.is_replaced(now))
-            }
+            Ok(Ok(info)) => leader.is_replaced(&info, partition),
             Ok(Err(error)) => {
                 tracing::debug!(%topic, partition, %error, "nobody says who leads");
                 false
@@ -127,11 +130,11 @@ impl Client {
         }
     }
 
-    /// Whether metadata, as last heard, names a leader since that attempt.
+    /// Whether metadata, as last heard, names a leader since that attempt, or another topic.
     fn is_outdated(&self, topic: &TopicName, partition: PartitionId, failed: &Leader) -> bool {
         let Some(info) = self.known_topic(topic) else { return false };
         let now = info.partitions.get(partition as usize);
-        now.is_some_and(|now| now.leader.is_some() && failed.is_replaced(now))
+        now.is_none_or(|now| now.leader.is_some()) && failed.is_replaced(&info, partition)
     }
 
     /// Waits for `wait`, or until metadata says something new of the partition since the attempt at `failed`.
@@ -177,7 +180,7 @@ impl Client {
         let mut parts: BTreeMap<String, (Leader, Vec<PartitionId>)> = BTreeMap::new();
         for &partition in partitions {
             let leader = match self.leader(topic, partition, None).await {
-                Err(Error::NoLeader { .. }) if led_only => continue,
+                Err(Error::NoLeader(_)) if led_only => continue,
                 leader => leader?,
             };
             let part = parts.entry(leader.address.clone()).or_insert_with(|| (leader, Vec::new()));
@@ -314,9 +317,10 @@ impl Retry {
         }
     }
 
-    /// Waits until the next attempt makes sense, and says whom a refusal named as leader; or who refused, if that is
-    /// newer: it has not heard of it yet. Not at all after the first refusal of a broker that does not lead; a short
-    /// while, ever longer, after others, or until there is a leader that was not known before.
+    /// Waits until the next attempt makes sense, and says whom a refusal named as leader. Nobody, where that is no
+    /// newer than what was refused: whoever refuses has not heard of it yet, or the hint that led there was wrong, or the
+    /// topic is another one, and metadata tells. Does not wait after the first refusal of a broker that does not lead; a short while, ever longer,
+    /// after others, or until there is a leader that was not known before.
     pub(crate) async fn wait(
         &mut self,
         client: &Client,
@@ -334,7 +338,8 @@ impl Retry {
             },
             _ => None,
         };
-        let hint = redirected.flatten().map(|hint| failed.map_or(hint, |failed| failed.newer(hint)));
+        let is_news = |hint: &LeaderHint| failed.is_none_or(|failed| hint.epoch > failed.epoch);
+        let hint = redirected.flatten().filter(is_news);
         if redirected.is_some() {
             self.redirects += 1;
             if self.redirects == 1 {
@@ -354,32 +359,37 @@ impl Retry {
 mod tests {
     use super::*;
 
-    fn state(leader: Option<NodeId>, epoch: Epoch) -> PartitionState {
-        PartitionState { leader, epoch, replicas: vec![], isr: vec![], target: None }
+    fn topic(id: u64, leader: Option<NodeId>, epoch: Epoch) -> TopicInfo {
+        let partition = PartitionState { leader, epoch, replicas: vec![], isr: vec![], target: None };
+        TopicInfo {
+            topic: TopicName::new("t").unwrap(),
+            id: TopicId(id),
+            config: [].into(),
+            functions: vec![],
+            partitions: vec![partition],
+        }
     }
 
     fn led_by(node: NodeId, epoch: Epoch) -> Leader {
-        Leader { node, address: String::new(), epoch }
+        Leader { node, address: String::new(), topic: TopicId(7), epoch }
     }
 
     #[test]
     fn a_leader_is_replaced_by_another_or_by_a_newer_epoch_and_not_by_old_news() {
         let leader = led_by(1, 4);
-        assert!(!leader.is_replaced(&state(Some(1), 4)));
-        assert!(!leader.is_replaced(&state(Some(2), 3)));
-        assert!(leader.is_replaced(&state(None, 4)));
-        assert!(leader.is_replaced(&state(Some(2), 5)));
-        assert!(leader.is_replaced(&state(Some(1), 5)));
+        assert!(!leader.is_replaced(&topic(7, Some(1), 4), 0));
+        assert!(!leader.is_replaced(&topic(7, Some(2), 3), 0));
+        assert!(leader.is_replaced(&topic(7, None, 4), 0));
+        assert!(leader.is_replaced(&topic(7, Some(2), 5), 0));
+        assert!(leader.is_replaced(&topic(7, Some(1), 5), 0));
     }
 
     #[test]
-    fn a_leader_that_has_not_heard_of_it_is_not_left_for_the_one_before() {
-        let (before, itself, after) = (
-            LeaderHint { node: 1, epoch: 3 },
-            LeaderHint { node: 2, epoch: 4 },
-            LeaderHint { node: 3, epoch: 5 },
-        );
-        let leader = led_by(2, 4);
-        assert_eq!([before, itself, after].map(|hint| leader.newer(hint)), [itself, itself, after]);
+    fn a_leader_is_replaced_where_the_topic_is_in_whichever_epoch() {
+        let leader = led_by(1, 4);
+        assert!(leader.is_replaced(&topic(9, Some(1), 0), 0));
+        assert!(led_by(1, 0).is_replaced(&topic(9, Some(1), 0), 0));
+        assert!(leader.is_replaced(&TopicInfo { partitions: vec![], ..topic(9, None, 0) }, 0));
+        assert!(!leader.is_replaced(&topic(5, Some(2), 8), 0), "the one before");
     }
 }

@@ -6,14 +6,15 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bus_protocol::request::{BrokerInfo, ClusterInfo, Request, Response, TopicInfo};
-use bus_protocol::{ErrorCode, NodeId, TopicName};
+use bus_protocol::{ErrorCode, NodeId, PartitionId, TopicName};
 use bytes::Bytes;
 use tokio::time::Instant;
 
 use crate::backoff::Backoff;
+use crate::leaderless::Leaderless;
 use crate::majority::Majority;
 use crate::request::exchange;
-use crate::{Client, Error};
+use crate::{Client, Error, NoLeader};
 
 /// The metadata that this client has asked for: the topics it uses, and the brokers. Brokers learn of changes one
 /// after the other, and one that is cut off from the others of none: so they are asked in turn, and what is older than
@@ -24,6 +25,7 @@ pub(crate) struct Metadata {
     /// Counts the questions.
     turn: AtomicUsize,
     pub(crate) majority: Majority,
+    pub(crate) leaderless: Leaderless,
 }
 
 #[derive(Default)]
@@ -76,6 +78,21 @@ impl Metadata {
     /// The address of a broker.
     pub(crate) fn broker(&self, node: NodeId) -> Option<String> {
         self.known().brokers.get(&node).map(|broker| broker.address.clone())
+    }
+
+    /// Notes that a partition was needed and has no leader; answers what is to be said of it.
+    pub(crate) fn no_leader(&self, topic: &TopicName, partition: PartitionId, isr: &[NodeId]) -> NoLeader {
+        let known = self.known();
+        let place = |node: &NodeId| known.brokers.get(node).map(|broker| (*node, broker.address.clone()));
+        let missing = NoLeader {
+            topic: topic.clone(),
+            partition,
+            in_sync: isr.iter().filter_map(place).collect(),
+            down: isr.iter().all(|node| known.brokers.get(node).is_some_and(|broker| broker.fenced)),
+        };
+        drop(known);
+        self.leaderless.missed(&missing);
+        missing
     }
 
     fn topic(&self, topic: &TopicName) -> Arc<Topic> {
@@ -203,6 +220,7 @@ impl Client {
             Err(error) => {
                 if error.code() == Some(ErrorCode::UnknownTopic) {
                     self.metadata().known().topics.remove(name);
+                    self.metadata().leaderless.hear(name, &[]);
                 }
                 return Err(error);
             }
@@ -213,6 +231,7 @@ impl Client {
             Some(old) => newer(&old.info, info),
             None => info,
         });
+        self.metadata().leaderless.hear(name, &info.partitions);
         *heard = Some(Heard { info: info.clone(), asked });
         Ok(info)
     }

@@ -15,6 +15,7 @@ use crate::process::{Launch, Process};
 #[derive(Debug, Default)]
 pub struct Builder {
     arguments: Vec<String>,
+    config: Option<String>,
     data: Option<PathBuf>,
 }
 
@@ -22,6 +23,12 @@ impl Builder {
     /// Flags for `bus start`, on top of the test's own.
     pub fn arguments<S: Into<String>>(mut self, arguments: impl IntoIterator<Item = S>) -> Self {
         self.arguments.extend(arguments.into_iter().map(Into::into));
+        self
+    }
+
+    /// Its settings file.
+    pub fn config(mut self, text: impl Into<String>) -> Self {
+        self.config = Some(text.into());
         self
     }
 
@@ -35,8 +42,15 @@ impl Builder {
     pub fn start(self) -> anyhow::Result<BrokerProcess> {
         let folder = tempfile::Builder::new().prefix("bus-test-").tempdir()?;
         let data = self.data.unwrap_or_else(|| folder.path().join("data"));
+        let mut arguments = self.arguments;
+        if let Some(config) = self.config {
+            let file = folder.path().join("bus.toml");
+            fs::write(&file, config)?;
+            let file = file.to_str().context("the temporary folder's name is not UTF-8")?;
+            arguments.extend(["--config".to_owned(), file.to_owned()]);
+        }
         let mut broker = BrokerProcess {
-            arguments: self.arguments,
+            arguments,
             data,
             folder,
             process: None,

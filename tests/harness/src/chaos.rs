@@ -274,36 +274,42 @@ impl Cluster {
         Ok(checker.finish()?)
     }
 
-    /// Waits until all that is stored is committed, stops all nodes, and compares their replicas of a topic that has one
-    /// on every node. Nobody may be producing.
+    /// Waits until all that is stored is committed, stops all nodes, and compares a topic's replicas, on those nodes that
+    /// are to have them. Nobody may be producing.
     pub async fn check_replicas(&self, topic: &str) -> anyhow::Result<Agreement> {
         let client = self.client().await?;
         let (admin, name) = (client.admin(), TopicName::new(topic)?);
-        let mut ends: Vec<(PartitionId, Offset)> = Vec::new();
+        let mut ends: Vec<(PartitionId, Offset, Vec<NodeId>)> = Vec::new();
         self.wait_until("all that is stored is committed", RECOVERY, async || {
             let partitions = admin.describe_partitions(&name).await?;
             // A partition whose leader does not answer is left out.
             let topics = admin.topics(Some(vec![name.clone()])).await?;
-            let all = topics.iter().map(|topic| topic.partitions.len()).sum::<usize>();
-            ensure!(partitions.len() == all, "{} of {all} partitions answer", partitions.len());
+            let known = topics.first().map_or(&[][..], |topic| &topic.partitions);
+            ensure!(
+                partitions.len() == known.len(),
+                "{} of {} partitions answer",
+                partitions.len(),
+                known.len()
+            );
+            ends.clear();
             for partition in &partitions {
                 ensure!(partition.high_watermark == partition.log_end, "{partition:?}");
+                let known = known.get(partition.partition as usize).context("an unknown partition")?;
+                ends.push((partition.partition, partition.log_end, known.replicas.clone()));
             }
-            ends = partitions.iter().map(|partition| (partition.partition, partition.log_end)).collect();
             Ok(true)
         })
         .await?;
         client.close();
         self.stop_all().await?;
-        let nodes = self.nodes();
         let mut total = Agreement::default();
-        for (partition, end) in ends {
+        for (partition, end, nodes) in ends {
             let Agreement { batches, records, bytes } =
                 self.replicas_agree(&nodes, topic, partition, end).await?;
             (total.batches, total.records) = (total.batches + batches, total.records + records);
             total.bytes += bytes;
         }
-        for node in nodes {
+        for node in self.nodes() {
             let stderr = self.node(node)?.stderr();
             ensure!(!stderr.contains("panicked"), "node {node} panicked: {stderr}");
         }

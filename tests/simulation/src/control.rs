@@ -267,6 +267,7 @@ impl World {
         }
         self.learn_to(node, index);
         match purpose {
+            Purpose::Register if result.is_err() => self.register(node),
             Purpose::Register => {
                 self.reconcile(node);
                 self.unfence(node);
@@ -307,14 +308,16 @@ impl World {
 
     pub(crate) fn register(&mut self, node: usize) {
         let at = &self.nodes[node];
-        let registration = Registration {
+        let broker = Registration {
             node: at.id,
             address: format!("node-{}:9092", at.id),
             rack: None,
             directory: at.directory_id(),
             clean: at.clean,
         };
-        self.propose(node, Command::RegisterBroker(registration), Purpose::Register);
+        let known = self.control.images[at.learned as usize].broker(at.id);
+        let follows = known.map(|before| before.epoch);
+        self.propose(node, Command::RegisterBroker { broker, follows }, Purpose::Register);
     }
 
     /// Asks to be counted in, where the metadata that the node knows has it fenced.

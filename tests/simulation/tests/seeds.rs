@@ -107,6 +107,8 @@ fn seeds_that_once_failed_hold() {
     holds(0x18ea_2344_134a_55ae);
     // Retention had emptied a follower that was away: it is not to be taken back to its leader's log start.
     holds(0x18ea_245f_5ccf_5dcd);
+    // The registration of a process that had died came after its successor's, and took its place.
+    holds(0x18ea_28e0_9247_f56a);
     // An emptied follower was taken back to its leader's log start, while in sync; and an old stream's opening took the
     // place of a newer one's, whose follower was never heard again.
     holds(0x7f);

@@ -42,7 +42,7 @@ async fn loses_its_metadata(options: Options) -> (PathBuf, Vec<u8>) {
     let data = options.data.clone();
     start(options).await.unwrap().shutdown().await;
     let topic = data.join("topics/orders@3");
-    std::fs::create_dir(&topic).unwrap();
+    std::fs::create_dir_all(topic.join("0")).unwrap();
     std::fs::remove_dir_all(data.join("metadata")).unwrap();
     (topic, std::fs::read(data.join("node.json")).unwrap())
 }

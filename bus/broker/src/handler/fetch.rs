@@ -41,6 +41,7 @@ async fn open_partition(
     open: &FetchOpen,
 ) -> Result<(Arc<Topic>, Partition, Committed), WireError> {
     let (topic, partition) = node.topics.partition(&open.topic, open.partition)?;
+    topic.is_meant(open.id)?;
     let mut led = leads(&partition)?;
     // What an earlier leader called committed may not be known as such here yet.
     if open.from > led.high_watermark {

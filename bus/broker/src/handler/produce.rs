@@ -64,6 +64,7 @@ fn open_partition(node: &Node, open: &ProduceOpen) -> Result<(Arc<Topic>, Partit
         ));
     }
     let topic = node.topics.get(&open.topic)?;
+    topic.is_meant(open.id)?;
     let partition = topic.partition(open.partition);
     let partition = partition.map_err(|refused| node.moved_on(topic.id, open.partition, refused))?;
     let lane = partition.lane().map_err(|error| error.refusal())?;

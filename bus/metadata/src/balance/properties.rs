@@ -40,9 +40,9 @@ fn would_wait(image: &MetadataImage, partition: &Partition) -> bool {
 }
 
 fn add(image: &mut MetadataImage, node: NodeId, rack: Option<u64>) {
-    let Command::RegisterBroker(registration) = register(node) else { unreachable!() };
     let rack = rack.map(|rack| format!("rack-{rack}"));
-    let applied = apply(image, Command::RegisterBroker(Registration { rack, ..registration }));
+    let command = register(image, Registration { rack, ..registration(node) });
+    let applied = apply(image, command);
     let Ok(Applied::Broker { epoch }) = applied else { panic!("{applied:?}") };
     apply(image, Command::UnfenceBroker { node, epoch }).unwrap();
 }

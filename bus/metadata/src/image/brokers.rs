@@ -28,7 +28,12 @@ pub struct Broker {
 }
 
 impl MetadataImage {
-    pub(super) fn register_broker(&mut self, index: u64, new: Registration) -> Result<Applied, Rejected> {
+    pub(super) fn register_broker(
+        &mut self,
+        index: u64,
+        new: Registration,
+        follows: Option<u64>,
+    ) -> Result<Applied, Rejected> {
         check_text("broker address", &new.address, limits::ADDRESS_BYTES)?;
         if let Some(rack) = &new.rack {
             check_text("rack", rack, limits::RACK_BYTES)?;
@@ -37,6 +42,14 @@ impl MetadataImage {
             return Err(Rejected::Invalid { what: "node id 0".into(), why: "node ids start at 1".into() });
         }
         let before = self.brokers.get(&new.node).cloned();
+        match (follows, before.as_ref().map(|before| before.epoch)) {
+            (follows, current) if follows == current => {}
+            (follows, Some(current)) => {
+                let epoch = follows.unwrap_or_default();
+                return Err(Rejected::StaleBrokerEpoch { node: new.node, epoch, current });
+            }
+            (_, None) => return Err(Rejected::UnknownBroker { node: new.node }),
+        }
         if before.is_none() && self.brokers.len() >= limits::BROKERS {
             return Err(Rejected::Full { what: "brokers".into(), limit: limits::BROKERS as u64 });
         }

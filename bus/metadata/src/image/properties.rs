@@ -70,13 +70,16 @@ pub(crate) fn step() -> impl Strategy<Value = Step> {
 pub(crate) fn command(image: &MetadataImage, step: &Step) -> Option<Command> {
     let epoch = |node: u64| image.broker(node).map_or(0, |broker| broker.epoch);
     Some(match *step {
-        Step::Register { node, rack, directory, clean } => Command::RegisterBroker(Registration {
-            node,
-            address: format!("host-{node}:9440"),
-            rack: (rack > 0).then(|| format!("rack-{rack}")),
-            directory: DirectoryId([directory; 16]),
-            clean,
-        }),
+        Step::Register { node, rack, directory, clean } => register(
+            image,
+            Registration {
+                node,
+                address: format!("host-{node}:9440"),
+                rack: (rack > 0).then(|| format!("rack-{rack}")),
+                directory: DirectoryId([directory; 16]),
+                clean,
+            },
+        ),
         Step::Fence { node, fenced, stale } => {
             let epoch = epoch(node) - u64::from(stale && epoch(node) > 0);
             if fenced { Command::FenceBroker { node, epoch } } else { Command::UnfenceBroker { node, epoch } }
@@ -232,7 +235,7 @@ pub(crate) fn check_invariants(image: &MetadataImage) {
 /// Epochs only rise, a leader changes only with its epoch unless it is lost, and what is in sync is not given up.
 pub(crate) fn check_change(before: &MetadataImage, after: &MetadataImage, command: &Command) {
     let emptied = |node: NodeId| match command {
-        Command::RegisterBroker(new) => {
+        Command::RegisterBroker { broker: new, .. } => {
             new.node == node && before.broker(node).is_some_and(|old| old.directory != new.directory)
         }
         _ => false,

@@ -37,14 +37,19 @@ pub(crate) fn function(name: u8, on: u8, consumer: bool) -> Command {
     })
 }
 
-pub(crate) fn register(node: u64) -> Command {
-    Command::RegisterBroker(Registration {
+pub(crate) fn registration(node: u64) -> Registration {
+    Registration {
         node,
         address: format!("host-{node}:9440"),
         rack: None,
         directory: DirectoryId([0; 16]),
         clean: true,
-    })
+    }
+}
+
+pub(crate) fn register(image: &MetadataImage, broker: Registration) -> Command {
+    let follows = image.broker(broker.node).map(|before| before.epoch);
+    Command::RegisterBroker { broker, follows }
 }
 
 pub(crate) fn create(topic: TopicName, partitions: u32, replicas: u32) -> Command {
@@ -57,7 +62,7 @@ pub(crate) fn cluster(brokers: u64) -> MetadataImage {
     let mut image = MetadataImage::default();
     for node in 1..=brokers {
         let epoch = 2 * node - 1;
-        image.apply(epoch, register(node)).unwrap();
+        image.apply(epoch, register(&image, registration(node))).unwrap();
         image.apply(epoch + 1, Command::UnfenceBroker { node, epoch }).unwrap();
     }
     image

@@ -6,17 +6,19 @@ use bus_protocol::{ErrorCode, TopicId, TopicName};
 
 use super::MetadataImage;
 use super::samples::*;
-use crate::{Applied, Command, DirectoryId, IsrChange, Rejected, controller, limits};
+use crate::{Applied, Command, DirectoryId, IsrChange, Registration, Rejected, controller, limits};
+
+fn start(image: &mut MetadataImage, broker: Registration) -> Result<Applied, Rejected> {
+    let command = register(image, broker);
+    apply(image, command)
+}
 
 #[test]
 fn replicas_are_spread_over_racks() {
     let mut image = MetadataImage::default();
     for node in 1..=6 {
-        let Command::RegisterBroker(mut registration) = register(node) else { unreachable!() };
-        registration.rack = Some(format!("rack-{}", node % 3));
-        let Ok(Applied::Broker { epoch }) = apply(&mut image, Command::RegisterBroker(registration)) else {
-            panic!("not registered")
-        };
+        let broker = Registration { rack: Some(format!("rack-{}", node % 3)), ..registration(node) };
+        let Ok(Applied::Broker { epoch }) = start(&mut image, broker) else { panic!("not registered") };
         apply(&mut image, Command::UnfenceBroker { node, epoch }).unwrap();
     }
     apply(&mut image, create(topic(0), 30, 3)).unwrap();
@@ -113,7 +115,7 @@ fn a_broker_that_starts_again_leads_only_once_elected() {
             .count()
     };
     assert_eq!(led(&image, 1), 1);
-    let Ok(Applied::Broker { epoch }) = apply(&mut image, register(1)) else { panic!() };
+    let Ok(Applied::Broker { epoch }) = start(&mut image, registration(1)) else { panic!() };
     assert_eq!(led(&image, 1), 0);
     let decision = controller::decide(&image).unwrap();
     apply(&mut image, decision).unwrap();
@@ -126,9 +128,8 @@ fn a_broker_that_starts_again_leads_only_once_elected() {
     assert_eq!(led(&image, 1), 1, "the preferred leader is back");
 
     // With another directory it has lost its replicas, so it is not in sync any more.
-    let Command::RegisterBroker(mut emptied) = register(1) else { unreachable!() };
-    emptied.directory = DirectoryId([1; 16]);
-    apply(&mut image, Command::RegisterBroker(emptied)).unwrap();
+    let emptied = Registration { directory: DirectoryId([1; 16]), ..registration(1) };
+    start(&mut image, emptied).unwrap();
     assert!(image.topic(&topic(1)).unwrap().partitions.iter().all(|partition| !partition.isr.contains(&1)));
     let stale = Command::FenceBroker { node: 1, epoch };
     assert!(matches!(apply(&mut image, stale), Err(Rejected::StaleBrokerEpoch { .. })));
@@ -213,12 +214,31 @@ fn stand(image: &MetadataImage) -> (Vec<u64>, Vec<u64>, Option<u64>, Option<Vec<
     (partition.replicas.clone(), partition.isr.clone(), partition.leader, partition.target.clone())
 }
 
+#[test]
+fn a_registration_that_comes_late_takes_nobodys_place() {
+    let mut image = MetadataImage::default();
+    let first = register(&image, registration(1));
+    apply(&mut image, first.clone()).unwrap();
+    let late = register(&image, registration(1));
+    let Ok(Applied::Broker { epoch }) = start(&mut image, registration(1)) else { panic!() };
+    for stale in [first, late] {
+        let refused = apply(&mut image, stale).unwrap_err();
+        assert!(
+            matches!(refused, Rejected::StaleBrokerEpoch { current, .. } if current == epoch),
+            "{refused}"
+        );
+    }
+    let unknown = Command::RegisterBroker { broker: registration(2), follows: Some(epoch) };
+    assert!(matches!(apply(&mut image, unknown), Err(Rejected::UnknownBroker { node: 2 })));
+    assert_eq!(image.broker(1).unwrap().epoch, epoch);
+}
+
 /// One partition on brokers 1 to 3, of five.
 fn one_partition() -> (MetadataImage, TopicId) {
     let mut image = cluster(3);
     let Ok(Applied::Topic { id, .. }) = apply(&mut image, create(topic(1), 1, 3)) else { panic!() };
     for node in [4, 5] {
-        let Ok(Applied::Broker { epoch }) = apply(&mut image, register(node)) else { panic!() };
+        let Ok(Applied::Broker { epoch }) = start(&mut image, registration(node)) else { panic!() };
         apply(&mut image, Command::UnfenceBroker { node, epoch }).unwrap();
     }
     (image, id)
@@ -233,7 +253,7 @@ fn a_follower_that_started_again_is_not_in_sync_by_what_it_had() {
     let (mut image, id) = one_partition();
     alter(&mut image, &[1, 2]);
     let stale = isr_change(&image, &[1, 2, 3]);
-    let Ok(Applied::Broker { epoch }) = apply(&mut image, register(3)) else { panic!() };
+    let Ok(Applied::Broker { epoch }) = start(&mut image, registration(3)) else { panic!() };
     apply(&mut image, Command::UnfenceBroker { node: 3, epoch }).unwrap();
     let Ok(Applied::Partitions(results)) = apply(&mut image, stale) else { panic!() };
     let sentence = results[0].clone().unwrap_err().to_string();
@@ -324,9 +344,8 @@ fn a_replica_that_comes_back_or_has_lost_what_it_had_is_another() {
     let lost = Command::ReportLost { node: 1, epoch: epoch(&image, 1), partitions: vec![(id, 0)] };
     apply(&mut image, lost).unwrap();
     assert_eq!(held(&image).since[&1], 0);
-    let Command::RegisterBroker(mut emptied) = register(2) else { unreachable!() };
-    emptied.directory = DirectoryId([2; 16]);
-    apply(&mut image, Command::RegisterBroker(emptied)).unwrap();
+    let emptied = Registration { directory: DirectoryId([2; 16]), ..registration(2) };
+    start(&mut image, emptied).unwrap();
     assert_eq!(held(&image).since[&2], held(&image).partition_epoch);
 }
 
@@ -384,7 +403,7 @@ fn a_drained_broker_leads_nothing_and_gets_nothing() {
         image.topic(&topic(2)).unwrap().partitions.iter().all(|partition| !partition.replicas.contains(&1))
     );
     assert!(apply(&mut image, create(topic(3), 1, 5)).unwrap_err().to_string().contains("4 can take one"));
-    let Ok(Applied::Broker { epoch }) = apply(&mut image, register(1)) else { panic!() };
+    let Ok(Applied::Broker { epoch }) = start(&mut image, registration(1)) else { panic!() };
     settle(&mut image);
     assert!(image.is_drained(1), "a restart does not add it back");
     apply(&mut image, Command::UnfenceBroker { node: 1, epoch }).unwrap();

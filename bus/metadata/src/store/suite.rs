@@ -38,13 +38,14 @@ fn command(index: u64, command: Command) -> Entry<TypeConfig> {
 }
 
 fn commands() -> Vec<Entry<TypeConfig>> {
-    let register = Command::RegisterBroker(Registration {
+    let broker = Registration {
         node: 1,
         address: "localhost:9440".into(),
         rack: None,
         directory: DirectoryId([7; 16]),
         clean: true,
-    });
+    };
+    let register = Command::RegisterBroker { broker, follows: None };
     let create = Command::CreateTopic(CreateTopic {
         topic: TopicName::new("orders").unwrap(),
         partitions: 1_000,

@@ -302,7 +302,8 @@ pub(crate) fn create_wide(number: u32, partitions: u32, replicas: u32) -> Comman
 
 /// Registers a broker that is not there.
 pub(crate) async fn register(leader: &Metadata, node: NodeId) -> u64 {
-    let applied = leader.propose(Command::RegisterBroker(registration(node, 0))).await;
+    let applied =
+        leader.propose(Command::RegisterBroker { broker: registration(node, 0), follows: None }).await;
     let Ok(Applied::Broker { epoch }) = applied else { panic!("{applied:?}") };
     leader.propose(Command::UnfenceBroker { node, epoch }).await.unwrap();
     epoch

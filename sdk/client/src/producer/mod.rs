@@ -21,7 +21,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, Weak};
 use std::time::Duration;
 
 use bus_protocol::request::{Request, Response, TopicInfo};
-use bus_protocol::{PartitionId, Timestamp, TopicName, limits, partition_for_key};
+use bus_protocol::{PartitionId, Timestamp, TopicId, TopicName, limits, partition_for_key};
 use tokio::sync::{Notify, Semaphore};
 use tokio::task::JoinSet;
 
@@ -42,6 +42,9 @@ const CLOSE: Duration = Duration::from_secs(5);
 ///
 /// A batch whose acknowledgement is lost, or whose leader is, is sent again, to whoever leads then, until the delivery
 /// timeout; it is stored once, in its place, unless idempotence is switched off ([`ProducerBuilder::idempotent`]).
+///
+/// A topic is meant by its name: where it is deleted and created again, what is not acknowledged yet goes to the new one,
+/// to the partition of the number that it was given; it fails where there are fewer.
 #[derive(Clone, Debug)]
 pub struct Producer {
     handle: Arc<Handle>,
@@ -80,11 +83,15 @@ pub(crate) struct Shared {
 #[derive(Debug)]
 struct Topic {
     name: TopicName,
+    id: TopicId,
+    /// How many there are.
+    partitions: u32,
+    /// Theirs; and behind them those of partitions that an earlier topic of the name had, which settle what they hold.
     queues: Vec<Arc<Queue>>,
     /// Where records without key go until the batch is sent.
     sticky: AtomicU32,
-    /// The same topic with more partitions, once it has some.
-    grown: OnceLock<Arc<Topic>>,
+    /// The same topic with more partitions, or the next one of the name, once there is one.
+    next: OnceLock<Arc<Topic>>,
 }
 
 /// What became of a producer's records.
@@ -130,21 +137,21 @@ impl Shared {
             return Err(Error::Closed("producer"));
         }
         if topics.is_empty() {
-            let grow = grow(Arc::downgrade(self), self.ended.clone(), self.client.metadata_interval());
-            self.tasks.lock().unwrap_or_else(PoisonError::into_inner).spawn(grow);
+            let look = look(Arc::downgrade(self), self.ended.clone(), self.client.metadata_interval());
+            self.tasks.lock().unwrap_or_else(PoisonError::into_inner).spawn(look);
         }
         Ok(topics.entry(name.into()).or_insert_with(|| Arc::new(Topic::new(&info, None))).clone())
     }
 
-    /// Takes over the partitions that topics have got since.
-    fn grow(&self, info: &TopicInfo) {
+    /// Takes over the partitions that a topic has got since; or those that it has, where it was created anew.
+    pub(crate) fn follow(&self, info: &TopicInfo) {
         let mut topics = self.topics.write().unwrap_or_else(PoisonError::into_inner);
         let Some(topic) = topics.get_mut(info.topic.as_str()) else { return };
-        if info.partitions.len() > topic.queues.len() && !self.closed.load(Ordering::Acquire) {
-            let grown = Arc::new(Topic::new(info, Some(topic)));
+        if topic.is_followed_by(info) && !self.closed.load(Ordering::Acquire) {
+            let next = Arc::new(Topic::new(info, Some(topic)));
             // Only here, under the lock: it is set once.
-            let _ = topic.grown.set(grown.clone());
-            *topic = grown;
+            let _ = topic.next.set(next.clone());
+            *topic = next;
         }
     }
 
@@ -200,10 +207,8 @@ impl Shared {
 
     /// Queues a record, and waits only for memory.
     #[inline]
-    async fn append(self: &Arc<Self>, mut topic: &Topic, record: &Record<'_>) -> Result<Delivery, Error> {
-        while let Some(grown) = topic.grown.get() {
-            topic = grown;
-        }
+    async fn append(self: &Arc<Self>, topic: &Topic, record: &Record<'_>) -> Result<Delivery, Error> {
+        let topic = topic.latest();
         let timestamp = record.timestamp.unwrap_or_else(|| self.client.clock().timestamp());
         let mut credit = Credit::new(&self.memory);
         loop {
@@ -236,7 +241,7 @@ impl Shared {
                 Push::NeedsMemory(bytes) => return Ok(Err(bytes)),
                 Push::NewBatch => {
                     sticky = false;
-                    partition = (partition + 1) % topic.partitions();
+                    partition = (partition + 1) % topic.partitions;
                     topic.sticky.store(partition, Ordering::Relaxed);
                 }
             }
@@ -252,7 +257,7 @@ impl Shared {
 }
 
 /// Looks for new partitions until the producer is closed, or gone.
-async fn grow(shared: Weak<Shared>, ended: Arc<Notify>, interval: Duration) {
+async fn look(shared: Weak<Shared>, ended: Arc<Notify>, interval: Duration) {
     loop {
         tokio::select! { () = tokio::time::sleep(interval) => {} () = ended.notified() => return }
         let Some(shared) = shared.upgrade() else { return };
@@ -263,7 +268,7 @@ async fn grow(shared: Weak<Shared>, ended: Arc<Notify>, interval: Duration) {
         for topic in topics {
             tokio::select! {
                 info = shared.client.refresh_within(&topic, interval / 2) => match info {
-                    Ok(info) => shared.grow(&info),
+                    Ok(info) => shared.follow(&info),
                     Err(error) => tracing::debug!(%topic, %error, "whether it has new partitions is not known"),
                 },
                 () = ended.notified() => return,
@@ -273,7 +278,7 @@ async fn grow(shared: Weak<Shared>, ended: Arc<Notify>, interval: Duration) {
 }
 
 impl Topic {
-    /// A topic as it is now, with the partitions that there were before.
+    /// A topic as it is now, with the queues that there were before.
     fn new(info: &TopicInfo, before: Option<&Self>) -> Self {
         let limit = info.config.get("max.message.bytes").and_then(|bytes| bytes.parse().ok());
         let limit = limit.unwrap_or(limits::DEFAULT_MAX_MESSAGE_BYTES);
@@ -283,22 +288,34 @@ impl Topic {
         }
         let sticky = before.map_or(0, |before| before.sticky.load(Ordering::Relaxed));
         let sticky = AtomicU32::new(sticky);
-        Self { name: info.topic.clone(), queues, sticky, grown: OnceLock::new() }
+        let partitions = u32::try_from(info.partitions.len()).unwrap_or(u32::MAX);
+        Self { name: info.topic.clone(), id: info.id, partitions, queues, sticky, next: OnceLock::new() }
     }
 
-    fn partitions(&self) -> u32 {
-        u32::try_from(self.queues.len()).unwrap_or(u32::MAX)
+    /// The topic as it was heard of last.
+    #[inline]
+    fn latest(&self) -> &Self {
+        let mut topic = self;
+        while let Some(next) = topic.next.get() {
+            topic = next;
+        }
+        topic
+    }
+
+    /// Whether it has other partitions now: an earlier topic's are none of its own, and none goes away.
+    fn is_followed_by(&self, now: &TopicInfo) -> bool {
+        now.id > self.id || now.id == self.id && now.partitions.len() > self.partitions as usize
     }
 
     /// The record's partition, and whether it may go to another when it starts a new batch.
     fn partition_of(&self, record: &Record<'_>) -> Result<(PartitionId, bool), Error> {
-        let partitions = self.partitions();
+        let partitions = self.partitions;
         match (record.partition, &record.key) {
             (Some(partition), _) if partition < partitions => Ok((partition, false)),
             (Some(partition), _) => {
                 Err(Error::UnknownPartition { topic: self.name.clone(), partition, partitions })
             }
-            _ if partitions == 0 => Err(Error::NoLeader { topic: self.name.clone(), partition: 0 }),
+            _ if partitions == 0 => Err(Error::Protocol(format!("topic {} without partitions", self.name))),
             (None, Some(key)) => Ok((partition_for_key(key.as_slice(), partitions), false)),
             (None, None) => Ok((self.sticky.load(Ordering::Relaxed) % partitions, partitions > 1)),
         }
@@ -386,10 +403,6 @@ impl TopicProducer {
 
     /// How many partitions the topic has, as far as this producer has heard.
     pub fn partitions(&self) -> u32 {
-        let mut topic = &self.topic;
-        while let Some(grown) = topic.grown.get() {
-            topic = grown;
-        }
-        topic.partitions()
+        self.topic.latest().partitions
     }
 }

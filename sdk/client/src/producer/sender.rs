@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bus_protocol::batch::BatchError;
 use bus_protocol::produce::{Acks, ProduceAck, ProduceAnswer, ProduceOpen, ProduceOpened};
-use bus_protocol::{ErrorCode, LeaderHint, StreamKind, WireError};
+use bus_protocol::{ErrorCode, LeaderHint, StreamKind, TopicId, WireError};
 use bus_transport::{Connection, RecvStream, SendStream};
 use bytes::Bytes;
 use tokio::sync::Notify;
@@ -93,6 +93,9 @@ impl Sender {
                     self.fail_late(Some(&error));
                     let wait = retry.wait(self.client(), topic, partition, leader.as_ref(), &error);
                     hint = self.until_late(wait).await.flatten();
+                    if let Some(info) = self.client().known_topic(topic) {
+                        self.shared.follow(&info);
+                    }
                     self.fail_late(Some(&error));
                     cause = Some(error);
                 }
@@ -155,7 +158,7 @@ impl Sender {
             let leader = target.insert(found);
             let address = leader.address.clone();
             tokio::select! {
-                stream = self.open(&address) => stream.map(Some),
+                stream = self.open(&address, leader.topic) => stream.map(Some),
                 () = async {
                     sleep(self.client().patience(leader)).await;
                     self.client().until_replaced(topic, partition, leader).await;
@@ -206,12 +209,13 @@ impl Sender {
         self.shared.settings.numbers_batches() && flight.numbers().is_none()
     }
 
-    async fn open(&self, address: &str) -> Result<Stream, Error> {
+    async fn open(&self, address: &str, id: TopicId) -> Result<Stream, Error> {
         let (topic, partition) = (self.queue.topic.clone(), self.queue.partition);
         let connection = self.client().pool().get(address).await?;
         let (mut send, mut recv) = connection.open(StreamKind::Produce).await?;
         let acks = self.shared.settings.acks;
-        send.write_frame(&ProduceOpen { topic, partition, acks }, &[]).await?;
+        let open = ProduceOpen { topic, partition, acks, id: Some(id) };
+        send.write_frame(&open, &[]).await?;
         let answer = recv.read_frame::<Result<ProduceOpened, WireError>>().await?;
         let (opened, _) = answer.ok_or(bus_transport::Error::Truncated)?;
         opened?;

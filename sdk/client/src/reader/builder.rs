@@ -1,8 +1,8 @@
 //! A reader's settings, and where it starts.
 
 use bus_protocol::fetch::Isolation;
-use bus_protocol::request::Position;
-use bus_protocol::{Offset, PartitionId, Timestamp, TopicName};
+use bus_protocol::request::{Position, TopicInfo};
+use bus_protocol::{Offset, PartitionId, Timestamp, TopicId, TopicName};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
@@ -101,8 +101,8 @@ impl ReaderBuilder {
             if let Some(&partition) = partitions.iter().find(|&&partition| partition >= count) {
                 return Err(Error::UnknownPartition { topic, partition, partitions: count });
             }
-            starts.extend(self.starts(&topic, &partitions).await?);
-            known.push((topic, count));
+            starts.extend(self.starts(&info, &partitions).await?);
+            known.push((topic, info.id, count));
         }
         if starts.is_empty() {
             return Err(Error::Invalid("a reader reads at least one partition".to_owned()));
@@ -111,7 +111,8 @@ impl ReaderBuilder {
     }
 
     /// Where to start, and to stop, in each partition.
-    async fn starts(&self, topic: &TopicName, partitions: &[PartitionId]) -> Result<Vec<Start>, Error> {
+    async fn starts(&self, info: &TopicInfo, partitions: &[PartitionId]) -> Result<Vec<Start>, Error> {
+        let topic = &info.topic;
         let at = |position| self.client.list_offsets(topic, partitions, position);
         // The end first: what comes in between is read rather than missed.
         let ends = match self.until_end {
@@ -141,6 +142,7 @@ impl ReaderBuilder {
         Ok(starts
             .map(|(index, (partition, from))| Start {
                 topic: topic.clone(),
+                id: info.id,
                 partition,
                 from,
                 until: until(index),
@@ -148,7 +150,7 @@ impl ReaderBuilder {
             .collect())
     }
 
-    fn start(self, starts: Vec<Start>, known: Vec<(TopicName, u32)>) -> Reader {
+    fn start(self, starts: Vec<Start>, known: Vec<(TopicName, TopicId, u32)>) -> Reader {
         let window = (self.prefetch_bytes / starts.len()).max(LEAST_WINDOW) as u64;
         let (sender, fetched) = mpsc::channel(PUSHES);
         let finds_more = self.partitions.is_none() && !self.until_end;

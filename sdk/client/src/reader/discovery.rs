@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use bus_protocol::fetch::Isolation;
 use bus_protocol::request::Position;
-use bus_protocol::{Offset, TopicName};
+use bus_protocol::{Offset, TopicId, TopicName};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
@@ -31,12 +31,13 @@ impl Discovery {
 
     /// The reader's part and the fetcher of the next partition.
     pub(super) fn source(&mut self, start: Start, events: Events) -> (Source, Fetcher) {
-        let Start { topic, partition, from, until } = start;
+        let Start { topic, id, partition, from, until } = start;
         let consumed = Arc::new(Consumed::default());
         let fetcher = Fetcher {
             client: self.client.clone(),
             source: self.next,
             topic: topic.clone(),
+            id,
             partition,
             isolation: self.isolation,
             next: from,
@@ -50,10 +51,11 @@ impl Discovery {
     }
 
     /// Looks for new partitions of the topics, of which so many are known, as long as there are fetchers that may tell
-    /// the reader anything. Those that it starts end with it.
+    /// the reader anything: also that a topic is another one by now, whose partitions are none of the reader's. Those
+    /// that it starts end with it.
     pub(super) async fn run(
         mut self,
-        mut known: Vec<(TopicName, u32)>,
+        mut known: Vec<(TopicName, TopicId, u32)>,
         events: mpsc::WeakSender<Result<Event, Error>>,
     ) {
         let mut fetchers = JoinSet::new();
@@ -63,8 +65,9 @@ impl Discovery {
             if events.strong_count() == 0 {
                 return;
             }
-            for (topic, count) in &mut known {
+            for (topic, id, count) in &mut known {
                 let found = match self.client.refresh_within(topic, interval / 2).await {
+                    Ok(info) if info.id != *id => continue,
                     Ok(info) => (0..).zip(&info.partitions).skip(*count as usize).map(|(it, _)| it).collect(),
                     Err(error) => {
                         tracing::debug!(%topic, %error, "whether it has new partitions is not known");
@@ -81,7 +84,7 @@ impl Discovery {
                 };
                 let Some(events) = events.upgrade() else { return };
                 for (partition, from) in starts {
-                    let start = Start { topic: topic.clone(), partition, from, until: None };
+                    let start = Start { topic: topic.clone(), id: *id, partition, from, until: None };
                     let (source, fetcher) = self.source(start, events.clone());
                     if events.send(Ok(Event::Found(source))).await.is_err() {
                         return;

@@ -7,7 +7,7 @@ use std::time::Duration;
 use bus_protocol::batch::{RecordBatch, split};
 use bus_protocol::fetch::{FetchCredit, FetchOpen, FetchPush, Isolation};
 use bus_protocol::request::Position;
-use bus_protocol::{ErrorCode, LeaderHint, Offset, PartitionId, StreamKind, TopicName};
+use bus_protocol::{ErrorCode, LeaderHint, Offset, PartitionId, StreamKind, TopicId, TopicName};
 use bus_transport::{Connection, RecvStream, SendStream};
 use tokio::sync::{Notify, mpsc};
 use tokio::time::{Instant, sleep, sleep_until};
@@ -54,6 +54,8 @@ pub(crate) struct Fetcher {
     pub(crate) client: Client,
     pub(crate) source: usize,
     pub(crate) topic: TopicName,
+    /// Which topic of that name: the offsets are this one's.
+    pub(crate) id: TopicId,
     pub(crate) partition: PartitionId,
     pub(crate) isolation: Isolation,
     /// The next offset wanted.
@@ -145,7 +147,7 @@ impl Fetcher {
         // What was pushed and not consumed yet still counts.
         bytes.left = self.window.saturating_sub(bytes.pushed.saturating_sub(consumed)).max(1);
         let opened = async {
-            let leader = target.insert(client.leader(&topic, partition, hint).await?);
+            let leader = target.insert(self.leader(hint).await?);
             let address = leader.address.clone();
             tokio::select! {
                 stream = self.open(&address, bytes.left) => stream.map(Some),
@@ -173,6 +175,15 @@ impl Fetcher {
         end
     }
 
+    /// Who leads the partition, as long as the topic is the one whose offsets these are.
+    async fn leader(&self, hint: Option<LeaderHint>) -> Result<Leader, Error> {
+        let (topic, partition) = (&self.topic, self.partition);
+        if self.client.topic(topic).await?.id > self.id {
+            return Err(Error::TopicReplaced { topic: topic.clone(), partition, offset: self.next });
+        }
+        self.client.leader(topic, partition, hint).await
+    }
+
     async fn open(&self, address: &str, credit: u64) -> Result<Stream, Error> {
         let connection = self.client.pool().get(address).await?;
         let (mut send, recv) = connection.open(StreamKind::Fetch).await?;
@@ -182,6 +193,7 @@ impl Fetcher {
             from: self.next,
             isolation: self.isolation,
             credit,
+            id: Some(self.id),
         };
         send.write_frame(&open, &[]).await?;
         Ok(Stream { connection, send, recv })

@@ -13,7 +13,7 @@ mod fetch;
 use std::sync::Arc;
 
 use bus_protocol::batch::{self, RecordBatch, Records};
-use bus_protocol::{Offset, PartitionId, TopicName};
+use bus_protocol::{Offset, PartitionId, TopicId, TopicName};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
@@ -32,7 +32,8 @@ enum Event {
 }
 
 /// Reads records of some partitions: in order within each, fairly between them. When a partition's leader changes, it
-/// goes on at the next at the same offset. Dropping it ends the fetches.
+/// goes on at the next at the same offset; not in another topic of the same name, where each partition fails with
+/// [`Error::TopicReplaced`]. Dropping it ends the fetches.
 pub struct Reader {
     sources: Vec<Source>,
     fetched: mpsc::Receiver<Result<Event, Error>>,
@@ -62,6 +63,8 @@ struct Source {
 /// Where to start in a partition, and where to stop.
 struct Start {
     topic: TopicName,
+    /// Whose offsets these are.
+    id: TopicId,
     partition: PartitionId,
     from: Offset,
     until: Option<Offset>,

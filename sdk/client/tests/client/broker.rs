@@ -9,14 +9,15 @@ use bus_client::{Client, ClientBuilder, Trust};
 use bus_protocol::batch::{BatchBuilder, BatchHeader, Compression, RecordBatch, assign};
 use bus_protocol::fetch::{FetchCredit, FetchOpen, FetchPush};
 use bus_protocol::produce::{Acks, ProduceAck, ProduceAnswer, ProduceOpen, ProduceOpened};
-use bus_protocol::request::PartitionState;
-use bus_protocol::{ErrorCode, LeaderHint, NodeId, Offset, RecordError, StreamKind, WireError};
+use bus_protocol::{
+    Epoch, ErrorCode, LeaderHint, NodeId, Offset, RecordError, StreamKind, TopicId, WireError,
+};
 use bus_transport::{Connection, Endpoint, Error, Identity, Options, RecvStream, SendStream};
 use bytes::{Bytes, BytesMut};
 use tempfile::TempDir;
 use tokio::sync::{Notify, watch};
 
-use crate::world::{World, verdict};
+use crate::world::{Topic, World, verdict};
 
 /// What the broker does with the next batch that it gets, instead of storing and acknowledging it.
 #[derive(Clone, Debug)]
@@ -56,8 +57,8 @@ pub(crate) struct State {
     pub(crate) mute: AtomicBool,
     /// Whether it takes itself for the leader, whatever metadata says; and whom it names if it does not.
     pub(crate) believes: Mutex<Option<Result<(), Option<LeaderHint>>>>,
-    /// Where the partitions stand, as far as it has heard: all there is to hear, unless this is set.
-    pub(crate) heard: Mutex<Option<Vec<PartitionState>>>,
+    /// The topic as far as it has heard: all there is to hear, unless this is set.
+    pub(crate) heard: Mutex<Option<Topic>>,
     /// What it refuses all batches with.
     pub(crate) refuses_batches: Mutex<Option<ErrorCode>>,
     /// What it answers all requests with.
@@ -168,9 +169,24 @@ impl Broker {
         self.state.world.elect(partition, self.state.node);
     }
 
+    /// Deletes the topic, and creates it again: led by one of them in this epoch, which has these values in partition 0.
+    pub(crate) fn create_anew(
+        brokers: &[Self],
+        partitions: usize,
+        (leader, epoch): (usize, Epoch),
+        values: &[&str],
+    ) {
+        let hint = LeaderHint { node: brokers[leader].state.node, epoch };
+        brokers[leader].state.world.create_anew(partitions, hint);
+        let logs = brokers.iter().flat_map(|broker| &broker.state.partitions);
+        logs.for_each(|log| log.lock().unwrap().clear());
+        values.iter().for_each(|value| brokers[leader].store(0, &[value], 0));
+        brokers.iter().for_each(|broker| broker.state.grown.notify_waiters());
+    }
+
     /// Hears of no change from now on, and takes itself for the leader still: it is cut off from the other brokers.
     pub(crate) fn cut_off(&self) {
-        *self.state.heard.lock().unwrap() = Some(self.state.world.partitions());
+        *self.state.heard.lock().unwrap() = Some(self.state.world.topic());
         *self.state.believes.lock().unwrap() = Some(Ok(()));
     }
 
@@ -283,7 +299,24 @@ impl State {
             .map_or(self.log_start, |last| last.header().next_offset())
     }
 
-    /// Whether it leads, and if not, who does.
+    pub(crate) fn topic(&self) -> Topic {
+        self.heard.lock().unwrap().clone().unwrap_or_else(|| self.world.topic())
+    }
+
+    /// Whether it leads, and if not, who does; and whether the topic is the one meant.
+    fn opens(&self, partition: usize, id: Option<TopicId>) -> Result<(), WireError> {
+        self.leads(partition)?;
+        match self.topic().is_meant(id) {
+            true => Ok(()),
+            false => Err(WireError::new(ErrorCode::UnknownTopic, "another topic")),
+        }
+    }
+
+    /// The same, on a stream that was open before: to it, nobody leads a topic that is deleted.
+    fn goes_on(&self, partition: usize, id: Option<TopicId>) -> Result<(), WireError> {
+        self.opens(partition, id).map_err(|refusal| WireError { code: ErrorCode::NotLeader, ..refusal })
+    }
+
     fn leads(&self, partition: usize) -> Result<(), WireError> {
         let leader = self.world.leader(partition);
         let leads = match *self.believes.lock().unwrap() {
@@ -318,7 +351,7 @@ impl State {
         let Some((open, _)) = recv.read_frame::<ProduceOpen>().await? else { return Ok(()) };
         let partition = open.partition as usize;
         let opened = ProduceOpened { max_message_bytes: MAX_MESSAGE_BYTES as u32 };
-        let answer = self.leads(partition).map(|()| opened);
+        let answer = self.opens(partition, open.id).map(|()| opened);
         self.opened.send_modify(|count| *count += 1);
         send.write_frame(&answer, &[]).await?;
         if answer.is_err() {
@@ -356,7 +389,7 @@ impl State {
                     connection.close(bus_transport::Close::Done);
                     return Ok(());
                 }
-                _ => self.leads(partition).and_then(|()| self.take(partition, batch)),
+                _ => self.goes_on(partition, open.id).and_then(|()| self.take(partition, batch)),
             };
             if self.mute.load(Ordering::Relaxed) {
                 continue;
@@ -389,9 +422,9 @@ impl State {
     async fn fetch(&self, mut send: SendStream, mut recv: RecvStream) -> Result<(), Error> {
         let Some((open, _)) = recv.read_frame::<FetchOpen>().await? else { return Ok(()) };
         let (partition, mut next, mut credit) = (open.partition as usize, open.from, open.credit as i64);
-        let leads = self.leads(partition);
+        let opened = self.opens(partition, open.id);
         self.fetches.send_modify(|count| *count += 1);
-        if let Err(refusal) = leads {
+        if let Err(refusal) = opened {
             send.write_frame(&FetchPush::Error(refusal), &[]).await?;
             return send.finish();
         }
@@ -402,6 +435,12 @@ impl State {
         }
         loop {
             let grown = self.grown.notified();
+            if !self.topic().is_meant(open.id) {
+                let mut refusal = WireError::new(ErrorCode::NotLeader, "nobody leads a deleted topic");
+                refusal.leader = self.world.leader(partition);
+                send.write_frame(&FetchPush::Error(refusal), &[]).await?;
+                return send.finish();
+            }
             let batch = if credit > 0 { self.batch_at(partition, next) } else { None };
             if let Some(batch) = batch {
                 let fault = self.faults.lock().unwrap().pop_front();

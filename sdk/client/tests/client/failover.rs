@@ -245,6 +245,21 @@ async fn brokers_that_send_it_to_each_other_are_not_asked_without_end() {
 }
 
 #[tokio::test]
+async fn a_hint_that_is_refused_by_whom_it_names_holds_nobody_up() {
+    let brokers = Broker::cluster(3, 1);
+    let producer = client(&brokers).await.producer().delivery_timeout(Duration::from_secs(5));
+    let producer = producer.build().await.unwrap();
+    soon(send(&producer, 0..1).await.remove(0)).await.unwrap();
+    brokers[2].take_over(&brokers[0], 0, usize::MAX);
+    // Newer than all that metadata will ever say.
+    let nonsense = LeaderHint { node: 2, epoch: 1_000_000 };
+    *brokers[0].state.believes.lock().unwrap() = Some(Err(Some(nonsense)));
+    assert_eq!(soon(send(&producer, 1..2).await.remove(0)).await.unwrap().offset, 1);
+    assert_eq!(brokers[2].values(0), expected(2));
+    assert!(*brokers[1].state.opened.borrow() > 0);
+}
+
+#[tokio::test]
 async fn a_broker_that_is_killed_and_starts_again_at_once_is_found_before_quic_gives_it_up() {
     let mut broker = Broker::start(1);
     let producer = broker.client().await.producer().build().await.unwrap();

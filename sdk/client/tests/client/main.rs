@@ -8,6 +8,7 @@ mod failover;
 mod idempotence;
 mod producer;
 mod reader;
+mod recreation;
 mod world;
 
 use std::time::Duration;

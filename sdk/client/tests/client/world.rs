@@ -20,7 +20,7 @@ pub(crate) struct World {
     /// The cluster's CA, and the brokers' certificates.
     pub(crate) folder: Arc<TempDir>,
     brokers: Mutex<Vec<BrokerInfo>>,
-    partitions: Mutex<Vec<PartitionState>>,
+    topic: Mutex<Topic>,
     next_id: AtomicI64,
     /// The voters that the brokers miss a majority for.
     pub(crate) silent: Mutex<Vec<NodeId>>,
@@ -32,6 +32,19 @@ pub(crate) struct World {
     pub(crate) changes: Mutex<Vec<(NodeId, Request)>>,
 }
 
+/// The one topic there is.
+#[derive(Clone)]
+pub(crate) struct Topic {
+    id: TopicId,
+    partitions: Vec<PartitionState>,
+}
+
+impl Topic {
+    pub(crate) fn is_meant(&self, id: Option<TopicId>) -> bool {
+        id.is_none_or(|id| id == self.id)
+    }
+}
+
 fn led_by(leader: Option<NodeId>, epoch: i32) -> PartitionState {
     PartitionState { leader, epoch, replicas: vec![1, 2], isr: vec![1, 2], target: None }
 }
@@ -41,7 +54,7 @@ impl World {
         Arc::new(Self {
             folder: Arc::new(tempfile::tempdir().unwrap()),
             brokers: Mutex::default(),
-            partitions: Mutex::new(vec![led_by(Some(1), 0); partitions]),
+            topic: Mutex::new(Topic { id: TopicId(1), partitions: vec![led_by(Some(1), 0); partitions] }),
             next_id: AtomicI64::new(1_000),
             silent: Mutex::default(),
             loses_the_next: AtomicBool::default(),
@@ -63,21 +76,28 @@ impl World {
     }
 
     pub(crate) fn elect(&self, partition: usize, leader: impl Into<Option<NodeId>>) {
-        let state = &mut self.partitions.lock().unwrap()[partition];
+        let state = &mut self.topic.lock().unwrap().partitions[partition];
         *state = led_by(leader.into(), state.epoch + 1);
     }
 
-    pub(crate) fn partitions(&self) -> Vec<PartitionState> {
-        self.partitions.lock().unwrap().clone()
+    pub(crate) fn topic(&self) -> Topic {
+        self.topic.lock().unwrap().clone()
     }
 
     pub(crate) fn leader(&self, partition: usize) -> Option<LeaderHint> {
-        let PartitionState { leader, epoch, .. } = *self.partitions.lock().unwrap().get(partition)?;
+        let PartitionState { leader, epoch, .. } = *self.topic().partitions.get(partition)?;
         leader.map(|node| LeaderHint { node, epoch })
     }
 
     pub(crate) fn add_partition(&self, leader: NodeId) {
-        self.partitions.lock().unwrap().push(led_by(Some(leader), 0));
+        self.topic.lock().unwrap().partitions.push(led_by(Some(leader), 0));
+    }
+
+    /// The topic is deleted, and another of its name created.
+    pub(crate) fn create_anew(&self, partitions: usize, LeaderHint { node, epoch }: LeaderHint) {
+        let mut topic = self.topic.lock().unwrap();
+        let id = TopicId(topic.id.0 + 1);
+        *topic = Topic { id, partitions: vec![led_by(Some(node), epoch); partitions] };
     }
 
     fn quorum(&self) -> Quorum {
@@ -86,7 +106,7 @@ impl World {
     }
 
     pub(crate) fn answer(&self, broker: &State, request: Request) -> Answer {
-        let partitions = broker.heard.lock().unwrap().clone().unwrap_or_else(|| self.partitions());
+        let Topic { id, partitions } = broker.topic();
         match request {
             Request::Cluster => Ok(Response::Cluster(ClusterInfo {
                 cluster_id: "test".into(),
@@ -99,7 +119,7 @@ impl World {
             })),
             Request::Topics { topics } => {
                 self.asked.send_modify(|count| *count += 1);
-                topic(topics, partitions)
+                topic(topics, id, partitions)
             }
             Request::DescribePartitions { .. } => Ok(Response::Partitions(
                 (0..partitions.len())
@@ -147,14 +167,14 @@ impl World {
     }
 }
 
-fn topic(topics: Option<Vec<TopicName>>, partitions: Vec<PartitionState>) -> Answer {
+fn topic(topics: Option<Vec<TopicName>>, id: TopicId, partitions: Vec<PartitionState>) -> Answer {
     let topic = TopicName::new(TOPIC).unwrap();
     if let Some(unknown) = topics.iter().flatten().find(|name| **name != topic) {
         return Err(WireError::new(ErrorCode::UnknownTopic, format!("topic {unknown} does not exist")));
     }
     Ok(Response::Topics(vec![TopicInfo {
         topic,
-        id: TopicId(1),
+        id,
         config: [("max.message.bytes".to_owned(), MAX_MESSAGE_BYTES.to_string())].into(),
         functions: vec![],
         partitions,

@@ -1,15 +1,14 @@
 //! Brokers that go, in every way there is, under load: what was acknowledged stays, and clients go on.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stderr, reason = "tests")]
-
 use std::time::Duration;
 
 use bus_client::{Client, From, Record};
 use bus_protocol::NodeId;
-use bus_testkit::{Cluster, History, Load, LoadResult, LoadUnderWay, Outcome, Peer, components};
+use bus_testkit::{Cluster, History, Load, LoadUnderWay, Outcome, Peer, components};
 use tokio::time::Instant;
 
-const MINUTE: Duration = Duration::from_secs(60);
+use super::{MINUTE, all_is_well, produce, run};
+
 const TWO_IN_SYNC: &[(&str, &str)] = &[("min.insync.replicas", "2")];
 
 /// Three processes, a topic `load` with three replicas of each partition, and producers at work.
@@ -19,21 +18,6 @@ async fn loaded(partitions: u32, producers: u32) -> (Cluster, LoadUnderWay) {
     let load = Load { partitions, producers, ..Load::default() }.start(&cluster).await.unwrap();
     load.wait_for_acks(500, MINUTE).await.unwrap();
     (cluster, load)
-}
-
-/// Ends the load: no record failed, and all that was acknowledged is there, once, in order, on every replica.
-async fn all_is_well(cluster: &Cluster, load: LoadUnderWay) {
-    let LoadResult { history, counts, failure } = load.stop().await.unwrap();
-    assert_eq!((failure, counts.unknown, counts.refused), (None, 0, 0));
-    cluster.wait_all_in_sync().await.unwrap();
-    let stored = cluster.check_history("load", &history).await.unwrap();
-    assert_eq!(stored, counts.acknowledged);
-    assert_eq!(cluster.check_replicas("load").await.unwrap().records, stored);
-}
-
-async fn run(cluster: &Cluster, arguments: &[&str], stdin: impl Into<Vec<u8>>) -> Vec<String> {
-    let finished = cluster.bus(arguments).stdin(stdin).finished().await.unwrap();
-    finished.success().unwrap_or_else(|error| panic!("{arguments:?}: {error}")).lines()
 }
 
 fn others(cluster: &Cluster, node: NodeId) -> Vec<NodeId> {
@@ -185,34 +169,52 @@ async fn an_isolated_leader_acknowledges_nothing_more() {
 async fn too_few_in_sync_refuse_writes_and_say_so() {
     let cluster = Cluster::builder().processes().start().await.unwrap();
     cluster.create_topic("t", 1, 2, TWO_IN_SYNC).await.unwrap();
-    run(&cluster, &["produce", "t"], "before\n").await;
+    produce(&cluster, "t", "before\n").await;
     let state = cluster.partition_state("t", 0).await.unwrap();
     let follower = state.replicas.into_iter().find(|node| Some(*node) != state.leader).unwrap();
     // It stays in the ISR, which would be too small without it; but it is down, and does not count.
     cluster.kill(follower).await.unwrap();
     cluster.wait_for_fenced(follower).await.unwrap();
-    let produce = cluster.bus(["produce", "t", "--timeout", "2s"]).stdin("refused\n");
-    let refused = produce.finished().await.unwrap().exits(1).unwrap();
+    let refused = cluster.bus(["produce", "t", "--timeout", "2s"]).stdin("refused\n");
+    let refused = refused.finished().await.unwrap().exits(1).unwrap();
     assert!(refused.stderr.contains("min.insync.replicas"), "{}", refused.stderr);
-    assert_eq!(run(&cluster, &["consume", "t", "--until", "end"], "").await, ["before"]);
+    assert_eq!(run(&cluster, &["consume", "t", "--until", "end"]).await, ["before"]);
     cluster.start_node(follower).await.unwrap();
     cluster.wait_all_in_sync().await.unwrap();
-    run(&cluster, &["produce", "t"], "after\n").await;
-    assert_eq!(run(&cluster, &["consume", "t", "--until", "end"], "").await, ["before", "after"]);
+    produce(&cluster, "t", "after\n").await;
+    assert_eq!(run(&cluster, &["consume", "t", "--until", "end"]).await, ["before", "after"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_waits_for_a_leader_is_told_what_for() {
+    let cluster = Cluster::builder().processes().start().await.unwrap();
+    cluster.create_topic("t", 1, 1, &[]).await.unwrap();
+    let alone = cluster.leader_of("t", 0).await.unwrap();
+    cluster.kill(alone).await.unwrap();
+    cluster.wait_for_fenced(alone).await.unwrap();
+    let failed = cluster.bus(["produce", "t", "--timeout", "3s"]).stdin("early\n");
+    let failed = failed.finished().await.unwrap().refused(1, &["not sent within 3s"]).unwrap();
+    let only = format!("partition t-0 has no leader: only node {alone} at ");
+    let said: Vec<_> = failed.stderr.lines().filter(|line| line.contains(&only)).collect();
+    assert_eq!(said.len(), 2, "while it waits, and in the end: {}", failed.stderr);
+    let late = cluster.bus(["produce", "t"]).stdin("late\n").spawn().unwrap();
+    cluster.start_node(alone).await.unwrap();
+    tokio::task::spawn_blocking(|| late.finish()).await.unwrap().unwrap().success().unwrap();
+    assert_eq!(run(&cluster, &["consume", "t", "--until", "end"]).await, ["late"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn without_a_majority_reads_go_on_and_writes_say_why_not() {
     let cluster = Cluster::builder().processes().start().await.unwrap();
     cluster.create_topic("t", 1, 3, TWO_IN_SYNC).await.unwrap();
-    run(&cluster, &["produce", "t"], "before\n").await;
+    produce(&cluster, "t", "before\n").await;
     let leader = cluster.leader_of("t", 0).await.unwrap();
     for node in others(&cluster, leader) {
         cluster.kill(node).await.unwrap();
     }
-    assert_eq!(run(&cluster, &["consume", "t", "--until", "end"], "").await, ["before"]);
-    let produce = cluster.bus(["produce", "t", "--timeout", "3s"]).stdin("unknown\n");
-    let failed = produce.finished().await.unwrap().refused(1, &["not acknowledged"]).unwrap();
+    assert_eq!(run(&cluster, &["consume", "t", "--until", "end"]).await, ["before"]);
+    let failed = cluster.bus(["produce", "t", "--timeout", "3s"]).stdin("unknown\n");
+    let failed = failed.finished().await.unwrap().refused(1, &["not acknowledged"]).unwrap();
     assert!(failed.stdout.is_empty());
     let create = cluster.bus(["topic", "create", "u"]).finished().await.unwrap();
     create.refused(1, &["majority"]).unwrap();
@@ -220,8 +222,8 @@ async fn without_a_majority_reads_go_on_and_writes_say_why_not() {
         cluster.start_node(node).await.unwrap();
     }
     cluster.wait_all_in_sync().await.unwrap();
-    run(&cluster, &["produce", "t"], "after\n").await;
-    let read = run(&cluster, &["consume", "t", "--until", "end"], "").await;
+    produce(&cluster, "t", "after\n").await;
+    let read = run(&cluster, &["consume", "t", "--until", "end"]).await;
     assert_eq!((read.first().unwrap().as_str(), read.last().unwrap().as_str()), ("before", "after"));
     assert!(read.len() <= 3, "{read:?}");
 }
@@ -264,11 +266,11 @@ async fn a_function_goes_on_where_it_was_after_a_failover() {
     let route = components("route").unwrap().to_str().unwrap().to_owned();
     let deploy = ["function", "deploy", "route", &route, "--consume", "in", "--output", "late,rest"];
     let settings = ["--config", "delayed=late", "--config", "on-time=rest"];
-    run(&cluster, &[&deploy[..], &settings].concat(), "").await;
+    run(&cluster, &[&deploy[..], &settings].concat()).await;
     for round in 1..=4_usize {
         let flight = format!("{{\"tailnum\":\"N{round}\",\"dep_delay\":{}}}\n", round * 100);
-        run(&cluster, &["produce", "in"], flight).await;
-        run(&cluster, &["consume", "late", "-n", &round.to_string()], "").await;
+        produce(&cluster, "in", &flight).await;
+        run(&cluster, &["consume", "late", "-n", &round.to_string()]).await;
         let leader = cluster.leader_of("in", 0).await.unwrap();
         if round % 2 == 0 {
             cluster.stop(leader).await.unwrap();
@@ -279,7 +281,7 @@ async fn a_function_goes_on_where_it_was_after_a_failover() {
         cluster.start_node(leader).await.unwrap();
         cluster.wait_all_in_sync().await.unwrap();
     }
-    let late = run(&cluster, &["consume", "late", "--until", "end"], "").await;
+    let late = run(&cluster, &["consume", "late", "--until", "end"]).await;
     for round in 1..=4 {
         let tailnum = format!("\"N{round}\"");
         assert!(late.iter().any(|line| line.contains(&tailnum)), "{tailnum} is missing: {late:?}");

@@ -1,7 +1,5 @@
 //! A full disk: what does not fit is refused with the reason, what was acknowledged stays, reading goes on.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stderr, reason = "tests")]
-
 use std::time::Duration;
 
 use bus_testkit::{BrokerProcess, SmallDisk};

@@ -1,15 +1,14 @@
 //! A cluster in which disks are full: it goes on where it can, refuses where it cannot, and needs no hand once there is
 //! room.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stderr, reason = "tests")]
-
 use std::time::Duration;
 
 use anyhow::ensure;
 use bus_protocol::NodeId;
-use bus_testkit::{Cluster, Load, LoadResult, LoadUnderWay, SmallDisk};
+use bus_testkit::{Cluster, Load, LoadUnderWay, SmallDisk};
 
-const MINUTE: Duration = Duration::from_secs(60);
+use super::{MINUTE, all_is_well};
+
 const DISK_BYTES: u64 = 64 << 20;
 const FULL: &str = "the disk is full: this replica stores nothing more";
 
@@ -37,17 +36,6 @@ async fn loaded(cluster: &Cluster) -> LoadUnderWay {
     load.wait_for_acks(200, MINUTE).await.unwrap();
     load.forget_gaps();
     load
-}
-
-/// Ends the load: no record failed, and all that was acknowledged is there, once, on every replica.
-async fn all_is_well(cluster: &Cluster, load: LoadUnderWay) {
-    load.wait_for_acks(200, MINUTE).await.unwrap();
-    let LoadResult { history, counts, failure } = load.stop().await.unwrap();
-    assert_eq!((failure, counts.unknown, counts.refused), (None, 0, 0));
-    cluster.wait_all_in_sync().await.unwrap();
-    let stored = cluster.check_history("load", &history).await.unwrap();
-    assert_eq!(stored, counts.acknowledged);
-    assert_eq!(cluster.check_replicas("load").await.unwrap().records, stored);
 }
 
 fn disk(disks: &[SmallDisk], node: NodeId) -> &SmallDisk {

@@ -1,7 +1,5 @@
 //! What goes in comes out: byte for byte, in order, whatever the compression and wherever the reading starts.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
-
 use std::collections::HashMap;
 use std::io::Write as _;
 use std::time::Duration;

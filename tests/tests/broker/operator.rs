@@ -1,7 +1,5 @@
 //! A broker as its operator meets it: ready at once, stopped cleanly, killed, watched.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
-
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
 

@@ -1,7 +1,5 @@
 //! What bad input gets: one line that says what and why, the right exit code, and no harm to anybody else.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
-
 use std::fs;
 use std::net::{TcpListener, UdpSocket};
 use std::time::Duration;

@@ -1,56 +1,26 @@
 //! Consumer functions: their faults, the dead-letter topic, their place over versions, stops and kills.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
-
-use bus_testkit::{BrokerProcess, build_function, components};
+use bus_testkit::{BrokerProcess, build_function};
 use serde_json::Value;
 
-/// A broker with topics.
-fn broker(topics: &[&str]) -> BrokerProcess {
-    with_topics(BrokerProcess::start().unwrap(), topics)
-}
+use super::{broker, component, describe, run, with_topics};
 
-/// A broker that does not leave a failed function alone for long.
-fn impatient() -> BrokerProcess {
-    let folder = tempfile::tempdir().unwrap();
-    let settings = folder.path().join("bus.toml");
-    let backoff = "[functions]\nbackoff_share = 0\nbackoff_first_ms = 5\nbackoff_last_ms = 20\n";
-    std::fs::write(&settings, backoff).unwrap();
-    let config = ["--config".to_owned(), settings.to_str().unwrap().to_owned()];
-    BrokerProcess::builder().arguments(config).start().unwrap()
-}
-
-fn with_topics(broker: BrokerProcess, topics: &[&str]) -> BrokerProcess {
-    for topic in topics {
-        run(&broker, &["topic", "create", topic]);
-    }
-    broker
-}
-
-fn run(broker: &BrokerProcess, arguments: &[&str]) -> Vec<String> {
-    let finished = broker.bus(arguments).run().unwrap();
-    finished.success().unwrap_or_else(|error| panic!("{arguments:?}: {error}")).lines()
-}
+/// A failed function is not left alone for long.
+const IMPATIENT: &str = "[functions]\nbackoff_share = 0\nbackoff_first_ms = 5\nbackoff_last_ms = 20\n";
 
 fn produce(broker: &BrokerProcess, topic: &str, lines: &[&str]) {
     broker.bus(["produce", topic]).stdin(lines.join("\n")).run().unwrap().success().unwrap();
 }
 
-fn describe(broker: &BrokerProcess, name: &str) -> Value {
-    serde_json::from_str(&run(broker, &["function", "describe", name, "-o", "json"])[0]).unwrap()
-}
-
-/// Deploys `component` as a consumer of `in` that emits to `out`; answers with the version.
-fn deploy(broker: &BrokerProcess, name: &str, component: &str, more: &[&str]) -> String {
-    let component = components(component).unwrap();
-    let deploy =
-        ["function", "deploy", name, component.to_str().unwrap(), "--consume", "in", "--output", "out"];
+/// Deploys an example function as a consumer of `in` that emits to `out`; answers with the version.
+fn deploy(broker: &BrokerProcess, name: &str, function: &str, more: &[&str]) -> String {
+    let deploy = ["function", "deploy", name, &component(function), "--consume", "in", "--output", "out"];
     run(broker, &[&deploy[..], more].concat()).concat()
 }
 
 #[test]
 fn records_that_a_function_fails_on_go_to_the_dead_letter_topic_and_the_rest_goes_on() {
-    let broker = with_topics(impatient(), &["in", "out"]);
+    let broker = with_topics(BrokerProcess::builder().config(IMPATIENT).start().unwrap(), &["in", "out"]);
     // So much fuel that the one that spins runs out of time first, on any machine.
     let limits = ["--timeout", "200ms", "--fuel", "1000000000000", "--retries", "1", "--memory", "8MiB"];
     deploy(&broker, "faults", "consumer-faults", &limits);

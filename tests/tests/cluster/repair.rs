@@ -1,7 +1,5 @@
 //! Disks that forget or change what they were given: found, reported, repaired from another replica.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
-
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -11,12 +9,17 @@ const RECORDS: usize = 60_000;
 
 /// So many processes, and a topic with several segments on each of them.
 async fn filled(nodes: u32) -> Cluster {
+    filled_on(nodes, nodes, nodes.div_ceil(2)).await
+}
+
+/// So many processes, and a topic with several segments on some of them.
+async fn filled_on(nodes: u32, replicas: u32, min: u32) -> Cluster {
     // A short tail in memory, so that readers meet the disk.
     let config = "[log]\ntail_bytes = 65536\n";
     let cluster = Cluster::builder().nodes(nodes.into()).processes().config(config).start().await.unwrap();
-    let min = nodes.div_ceil(2).to_string();
+    let min = min.to_string();
     let settings = [("min.insync.replicas", min.as_str()), ("segment.bytes", "1048576")];
-    cluster.create_topic("t", 1, nodes, &settings).await.unwrap();
+    cluster.create_topic("t", 1, replicas, &settings).await.unwrap();
     let lines: String = (0..RECORDS).map(|number| format!("record {number:>90}\n")).collect();
     cluster.bus(["produce", "t"]).stdin(lines).finished().await.unwrap().success().unwrap();
     cluster
@@ -126,6 +129,48 @@ async fn a_partition_folder_that_is_gone_is_fetched_anew() {
     cluster.kill(leader).await.unwrap();
     std::fs::remove_dir_all(cluster.partition_folder(leader, "t", 0).unwrap()).unwrap();
     cluster.start_node(leader).await.unwrap();
+    cluster.wait_all_in_sync().await.unwrap();
+    all_is_there(&cluster).await;
+    assert_eq!(cluster.check_replicas("t").await.unwrap().records, RECORDS as u64);
+}
+
+/// Both replicas of a topic are in sync, and stay so while one is down: as `min.insync.replicas` wants two. What the
+/// preferred leader stored is taken away meanwhile; nothing is lost by its coming back.
+async fn loses_what_it_stored(lose: impl Fn(&Path)) {
+    let cluster = filled_on(3, 2, 2).await;
+    let leader = cluster.leader_of("t", 0).await.unwrap();
+    cluster.kill(leader).await.unwrap();
+    lose(&cluster.partition_folder(leader, "t", 0).unwrap());
+    cluster.start_node(leader).await.unwrap();
+    cluster.wait_all_in_sync().await.unwrap();
+    all_is_there(&cluster).await;
+    assert_eq!(cluster.check_replicas("t").await.unwrap().records, RECORDS as u64);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_partition_folder_that_is_gone_while_its_replica_is_in_sync_is_fetched_anew() {
+    loses_what_it_stored(|partition| std::fs::remove_dir_all(partition).unwrap()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn topics_that_are_gone_while_their_replicas_are_in_sync_are_fetched_anew() {
+    loses_what_it_stored(|partition| {
+        let topics = partition.parent().and_then(Path::parent).unwrap();
+        std::fs::remove_dir_all(topics).unwrap();
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn topics_that_are_gone_when_all_have_stopped_are_fetched_anew() {
+    let cluster = filled(3).await;
+    cluster.wait_all_in_sync().await.unwrap();
+    let preferred = cluster.partition_state("t", 0).await.unwrap().replicas[0];
+    cluster.kill_all().await.unwrap();
+    let partition = cluster.partition_folder(preferred, "t", 0).unwrap();
+    let topics = partition.parent().and_then(Path::parent).unwrap();
+    std::fs::remove_dir_all(topics).unwrap();
+    cluster.start_all().await.unwrap();
     cluster.wait_all_in_sync().await.unwrap();
     all_is_there(&cluster).await;
     assert_eq!(cluster.check_replicas("t").await.unwrap().records, RECORDS as u64);

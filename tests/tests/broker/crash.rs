@@ -1,23 +1,18 @@
 //! A broker that is killed or stopped: what was acknowledged is where it was said to be, and everything goes on.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
-
 use std::time::Duration;
 
-use bus_testkit::{BrokerProcess, components};
+use bus_testkit::BrokerProcess;
 use serde_json::Value;
 use tokio::time::Instant;
+
+use super::{component, run};
 
 /// How soon a broker must be ready again.
 const READY: Duration = Duration::from_secs(3);
 
 fn json(lines: &[String]) -> Vec<Value> {
     lines.iter().map(|line| serde_json::from_str(line).unwrap()).collect()
-}
-
-fn run(broker: &BrokerProcess, arguments: &[&str]) -> Vec<String> {
-    let finished = broker.bus(arguments).run().unwrap();
-    finished.success().unwrap_or_else(|error| panic!("{arguments:?}: {error}")).lines()
 }
 
 /// Starts it again, and answers how long that took.
@@ -93,7 +88,6 @@ fn topics_functions_and_places_outlive_stops_and_kills() {
     for topic in ["in", "late", "rest"] {
         run(&broker, &["topic", "create", topic, "--partitions", "2", "--config", "retention.ms=86400000"]);
     }
-    let component = |name| components(name).unwrap().to_str().unwrap().to_owned();
     run(&broker, &["function", "deploy", "redact", &component("redact"), "--transform", "in"]);
     let (route, outputs) = (component("route"), ["--output", "late,rest", "--config"]);
     let deploy = ["function", "deploy", "route", &route, "--consume", "in"];

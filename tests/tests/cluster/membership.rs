@@ -1,23 +1,17 @@
 //! Who is in a cluster, and who is not let in.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
-
 use std::collections::BTreeSet;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use bus_testkit::{BrokerProcess, Cluster};
-use serde_json::Value;
 
-/// What a node that shall not get in is started with, besides: it loses patience soon.
-fn impatient(cluster: &Cluster) -> String {
-    let settings = cluster.scratch().join("impatient.toml");
-    std::fs::write(&settings, "[metadata]\njoin_timeout_ms = 3000\n").unwrap();
-    settings.to_str().unwrap().to_owned()
-}
+use super::status;
 
-/// Starts a broker that is none of the cluster's nodes, and answers why it does not start.
-fn refused(data: &PathBuf, arguments: &[&str]) -> String {
-    let started = BrokerProcess::builder().data(data).arguments(arguments.iter().copied()).start();
+/// Starts a broker that is none of the cluster's nodes and loses patience soon, and answers why it does not start.
+fn refused(cluster: &Cluster, node: &str, data: &Path) -> String {
+    let join = cluster.bootstrap();
+    let broker = BrokerProcess::builder().data(data).arguments(["--node-id", node, "--join", &join]);
+    let started = broker.config("[metadata]\njoin_timeout_ms = 3000\n").start();
     let error = format!("{:#}", started.expect_err("it was let in"));
     assert!(error.contains("error: ") && !error.contains("panicked"), "{error}");
     error
@@ -29,11 +23,6 @@ fn names(folder: &Path) -> Vec<String> {
     let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
     names.sort();
     names
-}
-
-fn status(cluster: &Cluster) -> Vec<Value> {
-    let lines = cluster.bus(["cluster", "status", "-o", "json"]).run().unwrap().success().unwrap().lines();
-    lines.iter().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -54,7 +43,7 @@ async fn three_nodes_of_one_machine_form_a_cluster() {
         .await
         .unwrap();
 
-    let status = status(&cluster);
+    let status = status(&cluster).await;
     let addresses: Vec<_> = status.iter().map(|broker| broker["address"].as_str().unwrap()).collect();
     assert_eq!(addresses, cluster.addresses());
     assert!(status.iter().all(|broker| broker["state"] == "up"), "{status:?}");
@@ -113,8 +102,7 @@ async fn a_node_id_that_is_taken_is_refused() {
     let cluster = Cluster::builder().start().await.unwrap();
     let data = cluster.scratch().join("second-2");
     cluster.give_ca(&data).unwrap();
-    let (join, config) = (cluster.bootstrap(), impatient(&cluster));
-    let error = refused(&data, &["--node-id", "2", "--join", &join, "--config", &config]);
+    let error = refused(&cluster, "2", &data);
     assert!(error.contains("node id 2 is taken"), "{error}");
     assert!(error.contains(&cluster.node(2).unwrap().address()), "by whom? {error}");
     assert_eq!(names(&data), ["tls"], "only what it was given stays");
@@ -125,9 +113,8 @@ async fn a_node_id_that_is_taken_is_refused() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stranger_with_another_ca_is_refused() {
     let cluster = Cluster::builder().start().await.unwrap();
-    let (join, config) = (cluster.bootstrap(), impatient(&cluster));
     let data = cluster.scratch().join("stranger");
-    let error = refused(&data, &["--node-id", "4", "--join", &join, "--config", &config]);
+    let error = refused(&cluster, "4", &data);
     assert!(error.contains("CA"), "{error}");
     assert!(!data.exists(), "a start that fails leaves nothing behind");
     assert_eq!(cluster.cluster_info(1).await.unwrap().brokers.len(), 3);
@@ -140,8 +127,7 @@ async fn a_data_directory_of_another_cluster_is_refused() {
     cluster.give_ca(&data).unwrap();
     let other = BrokerProcess::builder().data(&data).arguments(["--node-id", "4"]);
     assert!(other.start().unwrap().terminate().unwrap().success());
-    let (join, config) = (cluster.bootstrap(), impatient(&cluster));
-    let error = refused(&data, &["--node-id", "4", "--join", &join, "--config", &config]);
+    let error = refused(&cluster, "4", &data);
     assert!(error.contains("cluster"), "{error}");
     let ours = cluster.cluster_info(1).await.unwrap();
     assert!(error.contains(&ours.cluster_id), "which cluster? {error}");
@@ -154,8 +140,7 @@ async fn joining_nobody_says_so() {
     // Addresses of nodes that never start: their relays are there, as routers would be.
     let cluster = Cluster::builder().build().unwrap();
     let data = cluster.scratch().join("lonely");
-    let (join, config) = (cluster.bootstrap(), impatient(&cluster));
-    let error = refused(&data, &["--node-id", "4", "--join", &join, "--config", &config]);
+    let error = refused(&cluster, "4", &data);
     for address in cluster.addresses() {
         assert!(error.contains(&address), "{address} is not named: {error}");
     }

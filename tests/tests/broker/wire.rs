@@ -1,14 +1,14 @@
 //! Clients that break the protocol, or do not keep up: each is told why or left alone, and nobody else notices.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
-
 use std::time::Duration;
 
 use bus_protocol::batch::{BatchBuilder, Compression};
 use bus_protocol::fetch::{FetchCredit, FetchOpen, FetchPush, Isolation};
 use bus_protocol::produce::{Acks, ProduceAnswer, ProduceOpen, ProduceOpened};
 use bus_protocol::request::{Answer, Request, Response};
-use bus_protocol::{ErrorCode, FrameHeader, Preamble, StreamKind, TopicName, WireError, encode_control};
+use bus_protocol::{
+    ErrorCode, FrameHeader, Preamble, StreamKind, TopicId, TopicName, WireError, encode_control,
+};
 use bus_testkit::BrokerProcess;
 use bus_transport::{Connection, Endpoint, Error, Options, RecvStream, SendStream, Trust, TrustStore};
 use bytes::Bytes;
@@ -18,15 +18,6 @@ const DEADLINE: Duration = Duration::from_secs(30);
 /// A broker with a topic `t` that takes batches of up to 1 MiB and holds one record.
 fn broker() -> BrokerProcess {
     start(BrokerProcess::builder())
-}
-
-/// One that loses patience with silent streams soon.
-fn impatient() -> BrokerProcess {
-    let folder = tempfile::tempdir().unwrap();
-    let settings = folder.path().join("bus.toml");
-    std::fs::write(&settings, "[transport]\npreamble_timeout_ms = 200\n").unwrap();
-    let config = ["--config".to_owned(), settings.to_str().unwrap().to_owned()];
-    start(BrokerProcess::builder().arguments(config))
 }
 
 fn start(builder: bus_testkit::Builder) -> BrokerProcess {
@@ -61,14 +52,15 @@ fn topic() -> TopicName {
 
 async fn produce(connection: &Connection, partition: u32) -> (SendStream, RecvStream) {
     let (mut send, recv) = connection.open(StreamKind::Produce).await.unwrap();
-    send.write_frame(&ProduceOpen { topic: topic(), partition, acks: Acks::All }, &[]).await.unwrap();
+    let open = ProduceOpen { topic: topic(), partition, acks: Acks::All, id: None };
+    send.write_frame(&open, &[]).await.unwrap();
     (send, recv)
 }
 
 async fn fetch(connection: &Connection, from: i64, credit: u64) -> (SendStream, RecvStream) {
     let (mut send, recv) = connection.open(StreamKind::Fetch).await.unwrap();
     let isolation = Isolation::Committed;
-    let open = FetchOpen { topic: topic(), partition: 0, from, isolation, credit };
+    let open = FetchOpen { topic: topic(), partition: 0, from, isolation, credit, id: None };
     send.write_frame(&open, &[]).await.unwrap();
     (send, recv)
 }
@@ -142,14 +134,49 @@ async fn garbage_on_a_stream_is_answered_and_the_connection_goes_on() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_stream_that_means_another_topic_of_the_name_is_refused() {
+    let broker = broker();
+    let connection = connect(&broker).await;
+    let id = async || match ask(&connection, &Request::Topics { topics: Some(vec![topic()]) }).await {
+        Ok(Response::Topics(topics)) => topics[0].id,
+        other => panic!("{other:?}"),
+    };
+    let old = id().await;
+    for arguments in [["topic", "delete", "t"], ["topic", "create", "t"]] {
+        broker.bus(arguments).run().unwrap().success().unwrap();
+    }
+    broker.bus(["produce", "t"]).stdin("two\n").run().unwrap().success().unwrap();
+    for (id, is_it) in [(id().await, true), (old, false), (TopicId(u64::MAX), false)] {
+        let (mut send, mut recv) = connection.open(StreamKind::Produce).await.unwrap();
+        let open = ProduceOpen { topic: topic(), partition: 0, acks: Acks::All, id: Some(id) };
+        send.write_frame(&open, &[]).await.unwrap();
+        let opened = within(recv.read_frame::<Result<ProduceOpened, WireError>>()).await.unwrap().unwrap().0;
+        let (mut send, mut recv) = connection.open(StreamKind::Fetch).await.unwrap();
+        let isolation = Isolation::Committed;
+        let open = FetchOpen { topic: topic(), partition: 0, from: 0, isolation, credit: 1, id: Some(id) };
+        send.write_frame(&open, &[]).await.unwrap();
+        let pushed = match within(recv.read_frame::<FetchPush>()).await.unwrap().unwrap().0 {
+            FetchPush::Batches { .. } => Ok(()),
+            FetchPush::Error(refusal) => Err(refusal),
+        };
+        for answer in [opened.map(drop), pushed] {
+            let refused =
+                answer.err().map(|refusal| (refusal.code, refusal.message.contains("not the one meant")));
+            assert_eq!(refused, (!is_it).then_some((ErrorCode::UnknownTopic, true)));
+        }
+    }
+    still_serves(&broker, "two\n");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn half_a_stream_is_dropped_and_stores_nothing() {
-    let broker = impatient();
+    let broker = start(BrokerProcess::builder().config("[transport]\npreamble_timeout_ms = 200\n"));
     let connection = connect(&broker).await;
     // Says too little, and then nothing.
     let (_send, mut recv) = raw(&connection, b"BU".to_vec()).await;
     assert!(within(recv.read_frame::<Answer>()).await.is_err());
     // Ends within each part in turn: the preamble, the header, the control part.
-    let open = ProduceOpen { topic: topic(), partition: 0, acks: Acks::All };
+    let open = ProduceOpen { topic: topic(), partition: 0, acks: Acks::All, id: None };
     let open =
         [&Preamble::new(StreamKind::Produce).encode()[..], &encode_control(&open, 0).unwrap()].concat();
     for length in 1..open.len() {

@@ -1,9 +1,5 @@
 //! What brokers have for each other, whatever their clients do.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
-
-use std::time::Duration;
-
 use anyhow::Context as _;
 use bus_client::{Acks, Record};
 use bus_protocol::request::{Answer, PartitionState, Request, Response};
@@ -11,7 +7,7 @@ use bus_protocol::{NodeId, StreamKind};
 use bus_testkit::Cluster;
 use bus_transport::{Close, Connection, Endpoint, Options};
 
-const MINUTE: Duration = Duration::from_secs(60);
+use super::MINUTE;
 
 /// What a node counts under a name, over all labels.
 fn counted(cluster: &Cluster, node: NodeId, name: &str) -> f64 {

@@ -1,30 +1,11 @@
 //! Functions through the CLI: deployed, at work, refused, misbehaving, deleted, and tried without a broker.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
-
 use std::time::Duration;
 
-use bus_testkit::{BrokerProcess, BusCommand, components};
+use bus_testkit::{BrokerProcess, BusCommand};
 use serde_json::Value;
 
-fn component(name: &str) -> String {
-    components(name).unwrap().to_str().unwrap().to_owned()
-}
-
-/// A broker with topics.
-fn broker(topics: &[&str]) -> BrokerProcess {
-    let broker = BrokerProcess::start().unwrap();
-    for topic in topics {
-        broker.bus(["topic", "create", topic]).run().unwrap().success().unwrap();
-    }
-    broker
-}
-
-fn describe(broker: &BrokerProcess, name: &str) -> Value {
-    let described =
-        broker.bus(["function", "describe", name, "-o", "json"]).run().unwrap().success().unwrap();
-    serde_json::from_slice(&described.stdout).unwrap()
-}
+use super::{broker, component, describe};
 
 #[test]
 fn transforms_stand_on_the_way_in() {

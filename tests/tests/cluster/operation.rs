@@ -1,16 +1,14 @@
 //! A cluster as its operator changes it, while it is in use.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
-
 use std::collections::BTreeSet;
-use std::time::Duration;
 
 use anyhow::ensure;
-use bus_protocol::{Epoch, NodeId};
+use bus_client::{Error, From, Record};
+use bus_protocol::{Epoch, NodeId, TopicName};
 use bus_testkit::{Cluster, Load, LoadResult, LoadUnderWay};
 use serde_json::Value;
 
-const MINUTE: Duration = Duration::from_secs(60);
+use super::{MINUTE, all_is_well, run, status};
 
 async fn loaded(partitions: u32, replicas: u32) -> (Cluster, LoadUnderWay) {
     let cluster = Cluster::builder().start().await.unwrap();
@@ -19,26 +17,6 @@ async fn loaded(partitions: u32, replicas: u32) -> (Cluster, LoadUnderWay) {
     let load = load.start(&cluster).await.unwrap();
     load.wait_for_acks(100, MINUTE).await.unwrap();
     (cluster, load)
-}
-
-/// Ends the load: no record failed, and what was acknowledged is there.
-async fn all_is_well(cluster: &Cluster, load: LoadUnderWay) {
-    load.wait_for_acks(100, MINUTE).await.unwrap();
-    let LoadResult { history, counts, failure } = load.stop().await.unwrap();
-    assert_eq!((failure, counts.unknown, counts.refused), (None, 0, 0));
-    cluster.wait_all_in_sync().await.unwrap();
-    assert_eq!(cluster.check_history("load", &history).await.unwrap(), counts.acknowledged);
-}
-
-async fn run(cluster: &Cluster, arguments: &[&str]) -> Vec<String> {
-    let finished = cluster.bus(arguments).finished().await.unwrap();
-    finished.success().unwrap_or_else(|error| panic!("{arguments:?}: {error}")).lines()
-}
-
-/// The rows of `bus cluster status`, by node.
-async fn status(cluster: &Cluster) -> Vec<Value> {
-    let lines = run(cluster, &["cluster", "status", "-o", "json"]).await;
-    lines.iter().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
 /// Waits until a node leads between `least` and `most` partitions.
@@ -352,4 +330,34 @@ async fn what_is_taken_from_a_broker_that_is_down_is_gone_when_it_is_back() {
     moved.await.unwrap();
     assert_eq!(run(&cluster, &["consume", "again", "--until", "end"]).await, ["after"]);
     assert_eq!(run(&cluster, &["consume", "moved", "--until", "end"]).await, ["before"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn clients_tell_a_topic_that_is_created_again_from_the_one_that_was_deleted() {
+    let cluster = Cluster::builder().start().await.unwrap();
+    let topic = TopicName::new("t").unwrap();
+    cluster.create_topic("t", 2, 3, &[]).await.unwrap();
+    // The old one's epochs are higher than the new one's.
+    let leader = cluster.leader_of("t", 0).await.unwrap().to_string();
+    run(&cluster, &["cluster", "drain", &leader]).await;
+    run(&cluster, &["cluster", "add-back", &leader]).await;
+    let client = cluster.client().await.unwrap();
+    let producer = client.producer().build().await.unwrap();
+    let send = async || producer.send(Record::to("t").key("k").value("v")).await.unwrap().await.unwrap();
+    assert_eq!((send().await.offset, send().await.offset), (0, 1));
+    let mut reader = client.reader(["t"]).from(From::Start).build().await.unwrap();
+    for offset in 0..2 {
+        assert_eq!(reader.next().await.unwrap().unwrap().offset, offset);
+    }
+    client.admin().delete_topic(&topic).await.unwrap();
+    cluster.create_topic("t", 1, 3, &[]).await.unwrap();
+    for offset in 0..3 {
+        let ack = tokio::time::timeout(MINUTE, send()).await.unwrap();
+        assert_eq!((ack.partition, ack.offset), (0, offset));
+    }
+    for _ in 0..2 {
+        let failed = tokio::time::timeout(MINUTE, reader.next()).await.unwrap().unwrap();
+        assert!(matches!(failed, Err(Error::TopicReplaced { .. })), "{failed:?}");
+    }
+    assert!(reader.next().await.is_none());
 }
