@@ -377,7 +377,7 @@ fn build(
 async fn enter(node: &Node) -> Result<(), StartError> {
     let (join, keeps) = (&node.options.join, node.data.keeps()?);
     let registration = node.registration(node.data.was_clean());
-    let epoch = node.metadata.enter(&node.address, join, keeps, registration).await?;
+    let epoch = Box::pin(node.metadata.enter(&node.address, join, keeps, registration)).await?;
     node.broker_epoch.store(epoch, Ordering::Release);
     if let Some(cluster_id) = node.metadata.cluster_id() {
         node.data.note_cluster(&cluster_id)?;

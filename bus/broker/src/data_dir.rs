@@ -32,6 +32,8 @@ pub(crate) struct DataDir {
     root: PathBuf,
     node: NodeFile,
     directory_id: Uuid,
+    /// Whether the topics lie in another folder than the node has kept them in, and nobody has said that they are lost.
+    topics_are_gone: bool,
     was_clean: bool,
     traces: Traces,
     /// Dropped with the value: the operating system then lets the next process in.
@@ -54,6 +56,8 @@ struct TopicsFile {
 }
 
 const NODE_FILE: &str = "node.json";
+/// By this an operator says that what lay in `topics/` before is lost.
+const GIVEN_UP: &str = "lost";
 
 /// Why a data folder cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -118,7 +122,7 @@ impl DataDir {
     pub(crate) fn open(
         root: &Path,
         node_id: NodeId,
-        new_id: impl FnMut() -> Uuid,
+        mut new_id: impl FnMut() -> Uuid,
     ) -> Result<Self, DataDirError> {
         let mut traces = Traces::default();
         traces.around(root);
@@ -154,21 +158,24 @@ impl DataDir {
                 traces.made(lock_path);
             }
         }
-        let filled = Self::fill(&root, node_id, new_id);
-        let (node, directory_id, first) = filled.inspect_err(|_| traces.clone().remove())?;
+        let filled = Self::fill(&root, node_id, &mut new_id);
+        let (node, known, first) = filled.inspect_err(|_| traces.clone().remove())?;
+        let topics_are_gone = known.is_none() && !first && is_missing(&root.join("topics").join(GIVEN_UP));
         let was_clean = take_mark(&root).map_err(io(&root))?;
         if was_clean {
             traces.took(root.join("clean"));
         }
-        Ok(Self { root, node, directory_id, was_clean: first || was_clean, traces, _lock: lock })
+        let directory_id = known.unwrap_or_else(new_id);
+        let was_clean = first || was_clean;
+        Ok(Self { root, node, directory_id, topics_are_gone, was_clean, traces, _lock: lock })
     }
 
-    /// Whose folder it is, the id of its topics' directory, and whether it was nobody's before.
+    /// Whose folder it is, the id of its topics' directory where that is no new one, and whether it was nobody's before.
     fn fill(
         root: &Path,
         node_id: NodeId,
-        mut new_id: impl FnMut() -> Uuid,
-    ) -> Result<(NodeFile, Uuid, bool), DataDirError> {
+        new_id: &mut impl FnMut() -> Uuid,
+    ) -> Result<(NodeFile, Option<Uuid>, bool), DataDirError> {
         let (path, topics) = (root.join(NODE_FILE), root.join("topics"));
         let mut first = false;
         let node = match fs::read(&path) {
@@ -197,11 +204,14 @@ impl DataDir {
             let folder = root.join(folder);
             fs::create_dir_all(&folder).map_err(io(&folder))?;
         }
-        let known = directory_of(&topics, &node)?;
-        if known.is_none() && !first {
-            tracing::warn!(folder = %topics.display(), "it is not what this node has kept its topics in: its replicas count as lost");
+        let mut known = directory_of(&topics, &node)?;
+        if first {
+            // Before the metadata hears of it: a node that is killed as soon as it has registered knows it again.
+            let directory_id = known.unwrap_or_else(new_id);
+            write_json(&topics.join(NODE_FILE), &TopicsFile { of: node.clone(), directory_id })?;
+            known = Some(directory_id);
         }
-        Ok((node, known.unwrap_or_else(new_id), first))
+        Ok((node, known, first))
     }
 
     /// What a start takes away again that fails.
@@ -209,9 +219,14 @@ impl DataDir {
         self.traces.clone()
     }
 
+    /// Whether the topics lie in another folder than the node has kept them in, and nobody has said that they are lost.
+    pub(crate) fn topics_are_gone(&self) -> bool {
+        self.topics_are_gone
+    }
+
     /// Notes which cluster the node belongs to, where it has joined another than it would have formed, and what its topics
-    /// lie in. While there are topics it stays what it is. Not before it is of the cluster: a start that fails, as a file
-    /// system was not mounted, leaves no other directory than the one that comes back.
+    /// lie in. While there are topics it stays what it is. Not before it is of the cluster: a start that fails leaves no
+    /// other directory than there was.
     pub(crate) fn note_cluster(&self, cluster_id: &str) -> Result<(), DataDirError> {
         if self.node.cluster_id != cluster_id
             && let Keeps::TopicsOf(ours) = self.keeps()?
@@ -221,7 +236,11 @@ impl DataDir {
         }
         let of = NodeFile { cluster_id: cluster_id.to_owned(), ..self.node.clone() };
         write_json(&self.root.join(NODE_FILE), &of)?;
-        write_json(&self.topics().join(NODE_FILE), &TopicsFile { of, directory_id: self.directory_id })
+        write_json(&self.topics().join(NODE_FILE), &TopicsFile { of, directory_id: self.directory_id })?;
+        match fs::remove_file(self.topics().join(GIVEN_UP)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(io(&self.topics())(error)),
+            _ => Ok(()),
+        }
     }
 
     /// Whose topics the folder keeps. Where it keeps none, the cluster that `node.json` names is the one that the node
@@ -335,6 +354,10 @@ fn directory_of(topics: &Path, node: &NodeFile) -> Result<Option<Uuid>, DataDirE
     let why = match fs::read(&path) {
         Ok(bytes) => match serde_json::from_slice::<TopicsFile>(&bytes) {
             Ok(found) if found.of == *node => return Ok(Some(found.directory_id)),
+            // The node has entered a cluster, and was killed as it noted that.
+            Ok(found) if found.of.node_id == node.node_id && !holds_topics => {
+                return Ok(Some(found.directory_id));
+            }
             Ok(TopicsFile { of: NodeFile { cluster_id, node_id }, .. }) if holds_topics => {
                 let (theirs, ours) = ((node_id, cluster_id), (node.node_id, node.cluster_id.clone()));
                 return Err(DataDirError::OtherTopics { path: topics.to_owned(), theirs, ours });

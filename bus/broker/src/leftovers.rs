@@ -2,9 +2,10 @@
 //! replicas that were moved to others.
 //!
 //! A topic's id is its place in the metadata's log, so that one of the same name that was created since has another
-//! folder. What the metadata cannot have known of when it let go of it is never touched: then it is the metadata that has
+//! folder. What the metadata cannot have known of when it let go of it is not touched: then it is the metadata that has
 //! lost something. Metadata that goes on from an older copy comes to look as if it had known, so that such a folder is
-//! marked, and stays until the metadata has a place for it.
+//! marked, and stays until the metadata has a place for it. (Metadata that has gone on for so long before this node starts
+//! that it is past the topic's id already cannot be told from one that knew: who restores a copy on all nodes, starts all.)
 
 use std::io;
 use std::panic::AssertUnwindSafe;
@@ -143,7 +144,7 @@ mod tests {
         let mut commands = Vec::new();
         for node in [1, 2] {
             let (address, directory) = (format!("node-{node}:1"), DirectoryId([node as u8; 16]));
-            let broker = Registration { node, address, rack: None, directory, clean: true };
+            let broker = Registration { node, address, rack: None, directory, clean: true, renewed: true };
             commands.push(Command::RegisterBroker { broker, follows: None });
             commands.push(Command::UnfenceBroker { node, epoch: 2 * node - 1 });
         }

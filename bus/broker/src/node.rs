@@ -126,6 +126,7 @@ impl Node {
             rack: self.options.rack.clone(),
             directory: self.data.directory(),
             clean,
+            renewed: !self.data.topics_are_gone(),
         }
     }
 
@@ -146,10 +147,10 @@ impl Node {
                 let led_anew = self.reopened.may((topic, number), self.clock.monotonic());
                 spared.then_some(TAKES_OVER).or(led_anew.then_some("it is opened anew"))
             }
+            // Whoever else is in sync leads once it is up; it may be on its way.
             ErrorCode::StorageFailed => {
-                let others = partition.iter().flat_map(|partition| &partition.isr);
-                let mut others = others.filter(|member| **member != self.id);
-                others.any(|member| image.is_available(*member)).then_some(TAKES_OVER)
+                let mut isr = partition.iter().flat_map(|partition| &partition.isr);
+                isr.any(|member| *member != self.id).then_some(TAKES_OVER)
             }
             ErrorCode::StorageFull => spared.then_some(TAKES_OVER),
             _ => None,

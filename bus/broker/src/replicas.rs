@@ -45,7 +45,7 @@ impl Replicas {
         // but for some that came to it as it went down, which are as good as lost.
         let held = before.is_empty() && topic.id.0 < self.node.epoch();
         let mut served = Vec::with_capacity(wanted.partitions.len());
-        let (mut tell, mut open) = (Vec::new(), Vec::new());
+        let (mut tell, mut open, mut reopened) = (Vec::new(), Vec::new(), Vec::new());
         for (number, partition) in wanted.partitions.iter().enumerate() {
             let at = (topic.id, number as PartitionId);
             let now = before.get(number).cloned().unwrap_or(Served::Elsewhere(None));
@@ -70,6 +70,8 @@ impl Replicas {
                     served.push(serve_as(running, &role));
                 }
                 broken => {
+                    let fault = broken.as_ref().and_then(Partition::offline);
+                    reopened.extend((fault == Some(&Fault::Panicked)).then_some(at));
                     let why = self.drop_broken(topic, at, broken).await;
                     served.push(Served::Offline(why));
                     open.push((at, role, held || self.lost.contains(&at)));
@@ -91,6 +93,10 @@ impl Replicas {
             }
         }
         topic.partitions.store(Arc::new(served));
+        // From here on whoever asks meets the new one.
+        for at in reopened {
+            self.node.reopened.note(at, self.node.clock.monotonic());
+        }
     }
 
     /// What metadata says of this node's replica, if it has one.
@@ -224,7 +230,6 @@ impl Replicas {
         broken.close().await.ok();
         let why = broken.offline().map_or("its storage has failed".to_owned(), Fault::to_string);
         if broken.offline() == Some(&Fault::Panicked) {
-            self.node.reopened.note(at, self.node.clock.monotonic());
             // Its readers were told so far.
             self.node.watermarks.note(at, broken.high_watermark());
             tracing::warn!(topic = %topic.name, partition = at.1, "a replica whose task has panicked is opened anew");
@@ -274,7 +279,9 @@ impl Replicas {
             let offline = Served::Offline(format!("its folder cannot be made: {}", error.message));
             return open.into_iter().map(|(at, role, _)| (at, role, (offline.clone(), true))).collect();
         }
-        futures::stream::iter(open)
+        let folder = |at: &At| self.node.data.partition(&topic.name, topic.id, at.1);
+        let begins = open.iter().any(|(at, ..)| is_missing(&folder(at)));
+        let opened = futures::stream::iter(open)
             .map(|(at, role, held)| async move {
                 // One that cannot be opened must not keep the node from the others.
                 let opened = AssertUnwindSafe(self.open(topic, at, role.clone(), held)).catch_unwind().await;
@@ -282,7 +289,22 @@ impl Replicas {
             })
             .buffer_unordered(AT_ONCE)
             .collect()
-            .await
+            .await;
+        if begins {
+            self.keep_folders(topic).await;
+        }
+        opened
+    }
+
+    /// Makes the folders of a topic's partitions durable before anybody counts on one: a log that nothing was appended to
+    /// yet has synced none, and one that is gone after a power cut would be taken for one that has lost something.
+    async fn keep_folders(&self, topic: &Topic) {
+        let folder = self.node.data.topics().join(topic_folder(&topic.name, topic.id));
+        let sync = move || std::fs::File::open(&folder).and_then(|folder| folder.sync_all());
+        let synced = self.node.blocking(move || Ok::<_, WireError>(sync())).await;
+        if let Ok(Err(error)) = synced {
+            tracing::warn!(topic = %topic.name, %error, "the folders of new replicas may not outlive a power cut yet");
+        }
     }
 
     /// What becomes of a replica whose opening has panicked: it is tried again at the next change.

@@ -162,6 +162,9 @@ pub struct Registration {
     /// Whether it stopped cleanly the last time. If not, it leaves the ISR of partitions whose topic has
     /// `durability=replicated`, where somebody else is left in it. A first start is clean.
     pub clean: bool,
+    /// Whether another directory than before is meant to be: the node began with an empty one, or its operator has given up
+    /// what lay in the last. If not, one that has replicas is refused: its disk may not be mounted.
+    pub renewed: bool,
 }
 
 /// A data directory's identity, random, made when the directory is made.

@@ -94,7 +94,7 @@ impl Metadata {
             self.form_or_join(&entry).await?;
         }
         let epoch = tokio::select! {
-            registered = Box::pin(self.register(registration, entry.deadline)) => registered?,
+            registered = self.register(registration, entry.deadline) => registered?,
             error = self.look_around(&entry) => return Err(error),
         };
         core.session.send_modify(|session| session.epoch = Some(epoch));

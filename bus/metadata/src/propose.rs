@@ -245,6 +245,7 @@ mod tests {
                 rack: None,
                 directory: crate::DirectoryId([1; 16]),
                 clean: true,
+                renewed: true,
             };
             let (proposed, panicked) = tokio::join!(
                 metadata.propose(Command::RegisterBroker { broker, follows: None }),

@@ -46,6 +46,14 @@ pub enum Rejected {
         /// The epoch it has.
         current: u64,
     },
+    /// The broker has replicas, and comes without the directory that they lie in.
+    #[error(
+        "the topics of node {node} are not there: if their disk is not mounted, mount it; if they are lost, make the file `topics/lost` in its data directory, and start it again: then its replicas come anew from others"
+    )]
+    TopicsGone {
+        /// The broker.
+        node: NodeId,
+    },
     /// No such topic.
     #[error("topic {topic} does not exist: `bus topic list` shows those that do")]
     UnknownTopic {
@@ -246,7 +254,7 @@ impl Rejected {
                 ErrorCode::InvalidConfig
             }
             Self::TooFewBrokers { .. } => ErrorCode::NotEnoughBrokers,
-            Self::TopicInUse { .. } => ErrorCode::InvalidRequest,
+            Self::TopicInUse { .. } | Self::TopicsGone { .. } => ErrorCode::InvalidRequest,
             Self::NotLeader { .. } => ErrorCode::NotLeader,
             Self::FencedLeaderEpoch { .. } | Self::StalePartitionEpoch { .. } => ErrorCode::FencedEpoch,
             Self::InvalidFunction { .. } | Self::GroupInUse { .. } => ErrorCode::InvalidFunction,

@@ -33,6 +33,8 @@ const SLOW_POLL: Duration = Duration::from_millis(800);
 const FRESH: Duration = Duration::from_millis(25);
 /// How long one question for metadata may take.
 const ASK: Duration = Duration::from_secs(2);
+/// After so many refusals in a row it is not believed any more that who refuses leads: some 300 ms.
+const STAYS: u32 = 5;
 /// How long brokers may say that they do not know a topic that did exist: one that starts may not have heard of it.
 const UNKNOWN: Duration = Duration::from_secs(2);
 
@@ -317,10 +319,10 @@ impl Retry {
         }
     }
 
-    /// Waits until the next attempt makes sense, and says whom a refusal named as leader. Nobody, where that is no
-    /// newer than what was refused: whoever refuses has not heard of it yet, or the hint that led there was wrong, or the
-    /// topic is another one, and metadata tells. Does not wait after the first refusal of a broker that does not lead; a short while, ever longer,
-    /// after others, or until there is a leader that was not known before.
+    /// Waits until the next attempt makes sense, and says where to make it unless metadata knows better: at the leader
+    /// whom a refusal names, if that is news; if not, for a while, at the one who refused, which may not have heard yet
+    /// that it leads, while whoever led before may be gone. Does not wait after the first refusal of a broker that does not
+    /// lead; a short while, ever longer, after others, or until there is a leader that was not known before.
     pub(crate) async fn wait(
         &mut self,
         client: &Client,
@@ -329,9 +331,10 @@ impl Retry {
         failed: Option<&Leader>,
         error: &Error,
     ) -> Option<LeaderHint> {
-        let redirected = match error {
+        let named = match error {
             Error::Refused(refusal) => match refusal.code {
                 ErrorCode::NotLeader | ErrorCode::ShuttingDown | ErrorCode::FencedEpoch => {
+                    self.redirects += 1;
                     Some(refusal.leader)
                 }
                 _ => None,
@@ -339,19 +342,18 @@ impl Retry {
             _ => None,
         };
         let is_news = |hint: &LeaderHint| failed.is_none_or(|failed| hint.epoch > failed.epoch);
-        let hint = redirected.flatten().filter(is_news);
-        if redirected.is_some() {
-            self.redirects += 1;
-            if self.redirects == 1 {
-                if hint.is_none() {
-                    // Whatever comes of it, the next attempt tells.
-                    let _ = tokio::time::timeout(SILENCE, client.refresh_within(topic, Duration::ZERO)).await;
-                }
-                return hint;
-            }
+        let news = named.flatten().filter(is_news);
+        if named.is_none() || self.redirects > 1 {
+            client.wait_for_news(topic, partition, failed, self.backoff.next()).await;
+        } else if news.is_none() {
+            // Whatever comes of it, the next attempt tells.
+            let _ = tokio::time::timeout(SILENCE, client.refresh_within(topic, Duration::ZERO)).await;
         }
-        client.wait_for_news(topic, partition, failed, self.backoff.next()).await;
-        hint
+        let Some(Leader { node, topic: id, epoch, .. }) = failed else { return news };
+        // Another topic has epochs of its own.
+        let is_another = client.known_topic(topic).is_some_and(|known| known.id != *id);
+        let stays = named.is_some() && !is_another && self.redirects <= STAYS;
+        news.filter(|_| !is_another).or(stays.then_some(LeaderHint { node: *node, epoch: *epoch }))
     }
 }
 

@@ -88,7 +88,8 @@ impl Metadata {
             topic: topic.clone(),
             partition,
             in_sync: isr.iter().filter_map(place).collect(),
-            down: isr.iter().all(|node| known.brokers.get(node).is_some_and(|broker| broker.fenced)),
+            down: !isr.is_empty()
+                && isr.iter().all(|node| known.brokers.get(node).is_some_and(|broker| broker.fenced)),
         };
         drop(known);
         self.leaderless.missed(&missing);

@@ -156,8 +156,10 @@ impl World {
         let Some(controller) = self.controller().filter(|at| self.network.connects(node, *at)) else {
             return;
         };
-        if self.random.permille(self.plan.loss) || (self.nodes[node].life != life && self.wiped == Some(node))
-        {
+        // What else a machine had asked for that has lost its disk since is of no use to anybody.
+        let late = self.nodes[node].life != life && self.wiped == Some(node);
+        let registers = matches!(command, Command::RegisterBroker { .. });
+        if self.random.permille(self.plan.loss) || (late && !registers) {
             return;
         }
         let (index, result) = self.apply(command);
@@ -314,6 +316,7 @@ impl World {
             rack: None,
             directory: at.directory_id(),
             clean: at.clean,
+            renewed: true,
         };
         let known = self.control.images[at.learned as usize].broker(at.id);
         let follows = known.map(|before| before.epoch);

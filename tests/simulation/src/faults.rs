@@ -188,15 +188,20 @@ impl World {
             if !self.nodes[node].up || !self.nodes[node].is_dead() {
                 continue;
             }
-            let seed = self.random.next();
-            let crash = match seed % 3 {
-                1 if !self.durability_is_memory() => Crash::DropUnsynced,
-                2 if !self.durability_is_memory() => Crash::Torn(seed),
-                _ => Crash::ProcessOnly,
-            };
+            let crash = self.crash();
             self.kill(node, crash);
             let delay = self.random.within(20..3_000) * MS;
             self.schedule(delay, Event::Start { node });
+        }
+    }
+
+    /// How a machine dies in the middle of what it writes.
+    pub(crate) fn crash(&mut self) -> Crash {
+        let seed = self.random.next();
+        match seed % 3 {
+            1 if !self.durability_is_memory() => Crash::DropUnsynced,
+            2 if !self.durability_is_memory() => Crash::Torn(seed),
+            _ => Crash::ProcessOnly,
         }
     }
 

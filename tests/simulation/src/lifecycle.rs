@@ -368,8 +368,8 @@ impl World {
                 answers.into_iter().map(|(ticket, _)| (ticket, Err(bus_replica::AppendError::Closed)));
             self.publish(answers.collect());
         }
-        let machine_lives = clean || self.nodes[node].is_dead();
-        self.kill(node, if machine_lives { Crash::ProcessOnly } else { Crash::DropUnsynced });
+        let dead = self.nodes[node].is_dead().then(|| self.crash());
+        self.kill(node, dead.unwrap_or(if clean { Crash::ProcessOnly } else { Crash::DropUnsynced }));
         self.nodes[node].clean = clean;
         let delay = self.random.within(50..2_000) * MS;
         self.schedule(delay, Event::Start { node });

@@ -154,11 +154,38 @@ async fn a_partition_folder_that_is_gone_while_its_replica_is_in_sync_is_fetched
 
 #[tokio::test(flavor = "multi_thread")]
 async fn topics_that_are_gone_while_their_replicas_are_in_sync_are_fetched_anew() {
-    loses_what_it_stored(|partition| {
-        let topics = partition.parent().and_then(Path::parent).unwrap();
-        std::fs::remove_dir_all(topics).unwrap();
-    })
-    .await;
+    loses_what_it_stored(lose_topics).await;
+}
+
+/// Takes away all that a partition's folder lies in, and says that it is lost.
+fn lose_topics(partition: &Path) {
+    let topics = partition.parent().and_then(Path::parent).unwrap();
+    std::fs::remove_dir_all(topics).unwrap();
+    std::fs::create_dir(topics).unwrap();
+    std::fs::write(topics.join("lost"), "").unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_whose_topics_are_not_mounted_says_so_and_goes_on_once_they_are() {
+    let cluster = filled(1).await;
+    cluster.kill(1).await.unwrap();
+    let partition = cluster.partition_folder(1, "t", 0).unwrap();
+    let topics = partition.parent().and_then(Path::parent).unwrap();
+    let away = cluster.scratch().join("away");
+    std::fs::rename(topics, &away).unwrap();
+    std::fs::create_dir(topics).unwrap();
+    for _ in 0..2 {
+        let error = format!("{:#}", cluster.start_node(1).await.unwrap_err());
+        assert!(
+            error.contains("the topics of node 1 are not there: if their disk is not mounted"),
+            "{error}"
+        );
+    }
+    std::fs::remove_dir(topics).unwrap();
+    std::fs::rename(&away, topics).unwrap();
+    cluster.start_node(1).await.unwrap();
+    cluster.wait_all_in_sync().await.unwrap();
+    all_is_there(&cluster).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -167,9 +194,7 @@ async fn topics_that_are_gone_when_all_have_stopped_are_fetched_anew() {
     cluster.wait_all_in_sync().await.unwrap();
     let preferred = cluster.partition_state("t", 0).await.unwrap().replicas[0];
     cluster.kill_all().await.unwrap();
-    let partition = cluster.partition_folder(preferred, "t", 0).unwrap();
-    let topics = partition.parent().and_then(Path::parent).unwrap();
-    std::fs::remove_dir_all(topics).unwrap();
+    lose_topics(&cluster.partition_folder(preferred, "t", 0).unwrap());
     cluster.start_all().await.unwrap();
     cluster.wait_all_in_sync().await.unwrap();
     all_is_there(&cluster).await;

@@ -71,8 +71,12 @@ fn what_the_topics_lie_in_is_another_directory_once_they_are_gone() {
     // Emptied, with whatever it is that goes with `*`.
     fs::remove_dir_all(&topics).unwrap();
     fs::create_dir(&topics).unwrap();
+    assert!(open(&root, 1).unwrap().topics_are_gone());
+    fs::write(topics.join("lost"), "").unwrap();
+    assert!(!open(&root, 1).unwrap().topics_are_gone());
     let second = enter(&root, 1);
     assert_ne!(second, first);
+    assert!(!topics.join("lost").exists(), "it is said once");
     assert_eq!(enter(&root, 1), second);
 
     // Those of another node, and those of which nothing is known, are left alone.

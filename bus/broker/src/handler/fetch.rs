@@ -40,8 +40,9 @@ async fn open_partition(
     node: &Node,
     open: &FetchOpen,
 ) -> Result<(Arc<Topic>, Partition, Committed), WireError> {
-    let (topic, partition) = node.topics.partition(&open.topic, open.partition)?;
+    let topic = node.topics.get(&open.topic)?;
     topic.is_meant(open.id)?;
+    let partition = topic.partition(open.partition)?;
     let mut led = leads(&partition)?;
     // What an earlier leader called committed may not be known as such here yet.
     if open.from > led.high_watermark {

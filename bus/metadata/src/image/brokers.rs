@@ -53,6 +53,11 @@ impl MetadataImage {
         if before.is_none() && self.brokers.len() >= limits::BROKERS {
             return Err(Rejected::Full { what: "brokers".into(), limit: limits::BROKERS as u64 });
         }
+        // Out of every ISR, also those that it is alone in, would be too much for a disk that is mounted a moment later.
+        let is_other = before.as_ref().is_some_and(|before| before.directory != new.directory);
+        if is_other && !new.renewed && self.has_replicas(new.node) {
+            return Err(Rejected::TopicsGone { node: new.node });
+        }
         let drained = before.as_ref().is_some_and(|before| before.drained);
         if let Some(before) = before {
             self.restart(new.node, before.directory != new.directory, !new.clean);
@@ -68,6 +73,11 @@ impl MetadataImage {
         };
         Arc::make_mut(&mut self.brokers).insert(new.node, Arc::new(broker));
         Ok(Applied::Broker { epoch: index })
+    }
+
+    fn has_replicas(&self, node: NodeId) -> bool {
+        let mut partitions = self.topics.values().flat_map(|topic| &topic.partitions);
+        partitions.any(|partition| partition.replicas.contains(&node))
     }
 
     /// Takes back from a broker that has started again what it cannot vouch for any more.

@@ -78,6 +78,7 @@ pub(crate) fn command(image: &MetadataImage, step: &Step) -> Option<Command> {
                 rack: (rack > 0).then(|| format!("rack-{rack}")),
                 directory: DirectoryId([directory; 16]),
                 clean,
+                renewed: true,
             },
         ),
         Step::Fence { node, fenced, stale } => {

@@ -44,6 +44,7 @@ pub(crate) fn registration(node: u64) -> Registration {
         rack: None,
         directory: DirectoryId([0; 16]),
         clean: true,
+        renewed: true,
     }
 }
 

@@ -129,6 +129,8 @@ fn a_broker_that_starts_again_leads_only_once_elected() {
 
     // With another directory it has lost its replicas, so it is not in sync any more.
     let emptied = Registration { directory: DirectoryId([1; 16]), ..registration(1) };
+    let unmounted = start(&mut image, Registration { renewed: false, ..emptied.clone() });
+    assert!(matches!(unmounted, Err(Rejected::TopicsGone { node: 1 })), "{unmounted:?}");
     start(&mut image, emptied).unwrap();
     assert!(image.topic(&topic(1)).unwrap().partitions.iter().all(|partition| !partition.isr.contains(&1)));
     let stale = Command::FenceBroker { node: 1, epoch };

@@ -44,6 +44,7 @@ fn commands() -> Vec<Entry<TypeConfig>> {
         rack: None,
         directory: DirectoryId([7; 16]),
         clean: true,
+        renewed: true,
     };
     let register = Command::RegisterBroker { broker, follows: None };
     let create = Command::CreateTopic(CreateTopic {

@@ -146,7 +146,14 @@ pub(crate) async fn start_with(
 pub(crate) fn registration(node: NodeId, life: u8) -> Registration {
     let mut directory = [life; 16];
     directory[0] = node as u8;
-    Registration { node, address: address(node), rack: None, directory: DirectoryId(directory), clean: true }
+    Registration {
+        node,
+        address: address(node),
+        rack: None,
+        directory: DirectoryId(directory),
+        clean: true,
+        renewed: true,
+    }
 }
 
 pub(crate) async fn enter(metadata: &Metadata, listed: &[NodeId], life: u8) -> Result<u64, EnterError> {

@@ -1,6 +1,7 @@
 //! One partition's batches: the open one, those that are full, and those that are under way.
 
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bus_protocol::batch::{BatchBuilder, HEADER_BYTES, record_bytes_bound};
@@ -22,8 +23,8 @@ const STEP: usize = 16 << 10;
 pub(crate) struct Queue {
     pub(crate) topic: TopicName,
     pub(crate) partition: PartitionId,
-    /// The largest batch.
-    limit: usize,
+    /// The largest batch that the topic takes, as its leader said last.
+    limit: AtomicUsize,
     gathered: Mutex<Gathered>,
     /// Something to do for the partition's task.
     pub(crate) work: Notify,
@@ -73,7 +74,13 @@ pub(crate) enum Take {
 
 impl Queue {
     pub(crate) fn new(topic: TopicName, partition: PartitionId, limit: usize) -> Self {
+        let limit = AtomicUsize::new(limit);
         Self { topic, partition, limit, gathered: Mutex::default(), work: Notify::new() }
+    }
+
+    /// The largest batch is this from here on.
+    pub(crate) fn set_limit(&self, bytes: usize) {
+        self.limit.store(bytes, Ordering::Relaxed);
     }
 
     fn lock(&self) -> MutexGuard<'_, Gathered> {
@@ -93,12 +100,13 @@ impl Queue {
         let key = record.key.as_ref().map(|field| field.as_slice());
         let value = record.value.as_ref().map(|field| field.as_slice());
         let bound = record_bytes_bound(key, value, &record.headers);
+        let limit = self.limit.load(Ordering::Relaxed).min(settings.buffer_memory);
         let mut gathered = self.lock();
         if gathered.closed {
             return Err(Error::Closed("producer"));
         }
         let full = |open: &Open| {
-            open.builder.size_hint() + bound > settings.batch_bytes.min(self.limit)
+            open.builder.size_hint() + bound > settings.batch_bytes.min(limit)
                 || open.builder.len() >= limits::RECORDS_PER_BATCH
         };
         if gathered.open.as_ref().is_some_and(full) {
@@ -107,9 +115,11 @@ impl Queue {
             self.work.notify_one();
         }
         let Some(open) = &mut gathered.open else {
-            if HEADER_BYTES + bound > self.limit.min(settings.buffer_memory) {
-                let limit = self.limit.min(settings.buffer_memory);
-                return Err(Error::RecordTooLarge { bytes: bound, limit: limit - HEADER_BYTES });
+            if HEADER_BYTES + bound > limit {
+                return Err(Error::RecordTooLarge {
+                    bytes: bound,
+                    limit: limit.saturating_sub(HEADER_BYTES),
+                });
             }
             if tell_of_new_batch {
                 return Ok(Push::NewBatch);

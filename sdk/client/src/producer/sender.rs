@@ -218,7 +218,7 @@ impl Sender {
         send.write_frame(&open, &[]).await?;
         let answer = recv.read_frame::<Result<ProduceOpened, WireError>>().await?;
         let (opened, _) = answer.ok_or(bus_transport::Error::Truncated)?;
-        opened?;
+        self.queue.set_limit(opened?.max_message_bytes as usize);
         Ok(Stream { connection, send, recv })
     }
 
