@@ -200,7 +200,9 @@ impl DataDir {
                 ours: node_id,
             });
         }
-        for folder in ["topics", "blobs", "metadata", "compiled", "tls"] {
+        // Where the topics' folder is gone it is not made before they are given up: it may be on its way back.
+        let folders = ["topics", "blobs", "metadata", "compiled", "tls"];
+        for folder in &folders[usize::from(!first)..] {
             let folder = root.join(folder);
             fs::create_dir_all(&folder).map_err(io(&folder))?;
         }
@@ -236,6 +238,7 @@ impl DataDir {
         }
         let of = NodeFile { cluster_id: cluster_id.to_owned(), ..self.node.clone() };
         write_json(&self.root.join(NODE_FILE), &of)?;
+        fs::create_dir_all(self.topics()).map_err(io(&self.topics()))?;
         write_json(&self.topics().join(NODE_FILE), &TopicsFile { of, directory_id: self.directory_id })?;
         match fs::remove_file(self.topics().join(GIVEN_UP)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(io(&self.topics())(error)),

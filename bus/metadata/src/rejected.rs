@@ -48,7 +48,7 @@ pub enum Rejected {
     },
     /// The broker has replicas, and comes without the directory that they lie in.
     #[error(
-        "the topics of node {node} are not there: if their disk is not mounted, mount it; if they are lost, make the file `topics/lost` in its data directory, and start it again: then its replicas come anew from others"
+        "the topics of node {node} are not there: if their disk is not mounted, mount it; if they are lost, make the file `topics/lost` in its data directory, and start it again: then its replicas come anew from others, and what nobody else has in sync stays offline"
     )]
     TopicsGone {
         /// The broker.

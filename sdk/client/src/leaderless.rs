@@ -36,6 +36,11 @@ impl fmt::Display for NoLeader {
                 let several = several.collect::<Vec<_>>().join(", ");
                 write!(f, ": the nodes that have all of its records, {several}, are down: start one")
             }
+            [] => write!(
+                f,
+                ": no replica is known to have all of its records. `bus topic alter {topic} --config \
+                 unclean.leader.election.enable=true` goes on with what one of them has, without the rest"
+            ),
             _ => write!(f, ": see `bus topic describe {topic}`"),
         }
     }
@@ -92,6 +97,8 @@ mod tests {
         );
         let several = missing(1, &[1, 2]).to_string();
         assert!(several.ends_with("records, 1 at 10.0.0.1:9440, 2 at 10.0.0.2:9440, are down: start one"));
+        let nobody = NoLeader { down: false, ..missing(0, &[]) }.to_string();
+        assert!(nobody.contains("no replica is known to have all of its records"), "{nobody}");
         let up = NoLeader { down: false, ..missing(0, &[2]) }.to_string();
         assert_eq!(up, "partition t-0 has no leader: see `bus topic describe t`");
 

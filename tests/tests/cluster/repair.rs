@@ -173,8 +173,11 @@ async fn a_node_whose_topics_are_not_mounted_says_so_and_goes_on_once_they_are()
     let topics = partition.parent().and_then(Path::parent).unwrap();
     let away = cluster.scratch().join("away");
     std::fs::rename(topics, &away).unwrap();
-    std::fs::create_dir(topics).unwrap();
-    for _ in 0..2 {
+    for mount_point in [false, true] {
+        assert!(!topics.exists(), "it must not be in the way of what comes back");
+        if mount_point {
+            std::fs::create_dir(topics).unwrap();
+        }
         let error = format!("{:#}", cluster.start_node(1).await.unwrap_err());
         assert!(
             error.contains("the topics of node 1 are not there: if their disk is not mounted"),
