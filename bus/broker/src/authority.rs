@@ -3,8 +3,8 @@
 //! A node with a CA in its data directory keeps it; on several machines the operator copies `tls/ca.pem` and
 //! `tls/ca.key` there. Nodes that one user starts on one machine find it by themselves: whoever of a `--join` list has it
 //! leaves it under its own address, beside the CAs for clients, where the others, and a node whose disk was emptied, take
-//! it from; a node that is not in its list itself leaves it where they look as well. A start that fails takes back what it left itself, and no more: others that took it meanwhile have left it
-//! as well.
+//! it from; a node that is not in its list itself leaves it where they look as well. A start that fails takes back what it
+//! left itself, and no more: others that took it meanwhile have left it as well.
 
 use std::fs::File;
 use std::path::Path;

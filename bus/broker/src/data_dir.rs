@@ -187,9 +187,7 @@ impl DataDir {
                 if has_topics(&topics).map_err(io(&topics))? {
                     return Err(DataDirError::Damaged { path, why: NO_TELLING.to_owned() });
                 }
-                let node = NodeFile { cluster_id: new_id().to_string(), node_id };
-                write_json(&path, &node)?;
-                node
+                NodeFile { cluster_id: new_id().to_string(), node_id }
             }
             Err(error) => return Err(DataDirError::Io { path, error }),
         };
@@ -201,16 +199,18 @@ impl DataDir {
             });
         }
         // Where the topics' folder is gone it is not made before they are given up: it may be on its way back.
-        let folders = ["topics", "blobs", "metadata", "compiled", "tls"];
-        for folder in &folders[usize::from(!first)..] {
+        let of_topics = first.then_some("topics");
+        for folder in of_topics.into_iter().chain(["blobs", "metadata", "compiled", "tls"]) {
             let folder = root.join(folder);
             fs::create_dir_all(&folder).map_err(io(&folder))?;
         }
         let mut known = directory_of(&topics, &node)?;
         if first {
-            // Before the metadata hears of it: a node that is killed as soon as it has registered knows it again.
+            // Before the metadata hears of it: a node that is killed as soon as it has registered knows it again. And
+            // before the node's own file, which says that this was done.
             let directory_id = known.unwrap_or_else(new_id);
             write_json(&topics.join(NODE_FILE), &TopicsFile { of: node.clone(), directory_id })?;
+            write_json(&path, &node)?;
             known = Some(directory_id);
         }
         Ok((node, known, first))

@@ -141,18 +141,18 @@ impl Node {
         let image = self.metadata.image();
         let partition = image.topic_by_id(topic).and_then(|topic| topic.partition(number));
         let in_isr = partition.is_none_or(|partition| partition.isr.contains(&self.id));
-        let spared = !in_isr || image.can_spare(self.id, topic, number);
+        let spared = || !in_isr || image.can_spare(self.id, topic, number);
         let goes_on = match refused.code {
             ErrorCode::StorageFailed if self.has_panicked(topic, number) => {
                 let led_anew = self.reopened.may((topic, number), self.clock.monotonic());
-                spared.then_some(TAKES_OVER).or(led_anew.then_some("it is opened anew"))
+                spared().then_some(TAKES_OVER).or(led_anew.then_some("it is opened anew"))
             }
             // Whoever else is in sync leads once it is up; it may be on its way.
             ErrorCode::StorageFailed => {
                 let mut isr = partition.iter().flat_map(|partition| &partition.isr);
                 isr.any(|member| *member != self.id).then_some(TAKES_OVER)
             }
-            ErrorCode::StorageFull => spared.then_some(TAKES_OVER),
+            ErrorCode::StorageFull => spared().then_some(TAKES_OVER),
             _ => None,
         };
         match goes_on {

@@ -10,7 +10,8 @@ use bus_protocol::{Epoch, Offset};
 /// Why a log refused or failed. Cheap to clone: all who waited for one sync get the same answer.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum Error {
-    /// The disk is full, up to a reserve for what else the node keeps there. Nothing of the refused append was kept; the log works on, reads and all.
+    /// The disk is full, up to a reserve for what else the node keeps there. Nothing of the refused append was kept; the
+    /// log works on, reads and all.
     #[error("disk is full: cannot {what} {}: free some space, or lower the retention", path.display())]
     Full {
         /// What was tried.

@@ -93,6 +93,17 @@ fn what_the_topics_lie_in_is_another_directory_once_they_are_gone() {
 }
 
 #[test]
+fn a_first_start_that_is_killed_is_a_first_start_again() {
+    let temp = tempfile::tempdir().unwrap();
+    let open = || DataDir::open(temp.path(), 1, Uuid::new_v4).unwrap();
+    let first = open().directory();
+    // As it is when the last of its files was not written.
+    fs::remove_file(temp.path().join("node.json")).unwrap();
+    let again = open();
+    assert_eq!((again.directory(), again.topics_are_gone()), (first, false));
+}
+
+#[test]
 fn topics_stay_with_the_cluster_that_they_are_of() {
     let temp = tempfile::tempdir().unwrap();
     let open = || DataDir::open(temp.path(), 1, || Uuid::from_u128(7)).unwrap();
